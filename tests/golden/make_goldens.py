@@ -55,9 +55,9 @@ def randomise(model, generator):
         if name.endswith("norm.weight"):
             value = 1 + 0.3 * noise
         elif name.endswith("bias"):
-            value = 0.3 * noise
+            value = 0.5 * noise
         elif "embed_tokens" in name:
-            value = 0.3 * noise
+            value = 0.12 * noise
         else:
             value = 1.2 * noise / math.sqrt(p.shape[1])
         p.data = value
