@@ -1,0 +1,73 @@
+// Group: the processes of a job, as one of them sees it. Who am I, shared memory with the others of my node, a barrier, small
+// exchanges, and word of a death within seconds.
+//
+// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort and the
+// accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call returns the same fatal
+// error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the file system.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "comm/launch.h"
+
+namespace amxt::comm {
+
+// Zero-filled memory that all ranks of the node map; a memfd, nothing in /dev/shm. Unmapped by the destructor.
+class SharedMemory {
+ public:
+  SharedMemory() = default;
+  ~SharedMemory();
+  SharedMemory(SharedMemory&& other) noexcept;
+  SharedMemory& operator=(SharedMemory&& other) noexcept;
+
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  friend class Group;
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+class Group {
+ public:
+  // Alone (world 1): no sockets, no files.
+  static Result<std::unique_ptr<Group>> create(const LaunchInfo& launch, const GroupOptions& options, Log* log, Deadline deadline);
+  virtual ~Group() = default;
+
+  virtual const LaunchInfo& launch() const = 0;
+  int rank() const { return launch().rank; }
+  int size() const { return launch().world_size; }
+  int local_rank() const { return launch().local_rank; }
+  int local_size() const { return launch().local_world_size; }
+
+  // Collective on the node. `what` names it in errors. Huge pages where the kernel gives them.
+  virtual Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) = 0;
+
+  // Returns when all ranks have arrived. `cancel` (may be null) set by another thread ends the wait with kCancelled: the barrier is
+  // then broken for all (they get kCommAborted only if they wait for this rank past their own deadline; a step that is cancelled
+  // agrees on it by train/'s verdict word instead, so this is a last resort). kTimeout leaves the group usable only for abort.
+  virtual Status barrier(Deadline deadline, const std::atomic<bool>* cancel = nullptr) = 0;
+
+  // All ranks give a payload (at most 64 KiB, any length per rank); each gets everyone's, by rank. For agreements at start and save.
+  virtual Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) = 0;
+
+  // The fatal error, if there is one.
+  virtual Status check() const = 0;
+  // Tells all ranks that this one gives up, and why; they get kCommAborted with the reason. Returns at once.
+  virtual void abort(std::string_view reason) = 0;
+  // Orderly leave: waits until all ranks have called it.
+  virtual Status finalize(Deadline deadline) = 0;
+  // True when threads of all local ranks exceed the CPUs: nobody spins.
+  virtual bool oversubscribed() const = 0;
+};
+
+}  // namespace amxt::comm
