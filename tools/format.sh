@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Formats every C and C++ file with clang-format-19; with --check it changes nothing, names the files
+# that differ and fails.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+clang_format=$(command -v clang-format-19 || true)
+if [ -z "$clang_format" ]; then
+  echo "format: clang-format-19 is missing" >&2
+  exit 1
+fi
+mapfile -d '' files < <(git ls-files -z --cached --others --exclude-standard -- '*.h' '*.c' '*.cpp')
+existing=()
+for file in "${files[@]}"; do
+  [ ! -f "$file" ] || existing+=("$file")
+done
+if [ "${1:-}" != --check ]; then
+  "$clang_format" -i "${existing[@]}"
+  exit 0
+fi
+
+different=()
+for file in "${existing[@]}"; do
+  "$clang_format" "$file" | cmp -s - "$file" || different+=("$file")
+done
+if [ ${#different[@]} -gt 0 ]; then
+  printf 'not formatted: %s\n' "${different[@]}" >&2
+  echo "format: ${#different[@]} of ${#existing[@]} files differ; make format" >&2
+  exit 1
+fi
+echo "format: ${#existing[@]} files"
