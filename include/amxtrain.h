@@ -368,6 +368,7 @@ enum {
  */
 typedef void (*amxt_log_fn)(int32_t level, const char* line, void* user_data);
 
+/* Options of a runtime. */
 typedef struct amxt_runtime_options {
   uint32_t struct_size;
   int32_t threads;     /* of each rank, 1 to 1024; unset: from affinity, cgroup, ranks */
@@ -789,6 +790,7 @@ AMXT_API amxt_status amxt_model_tensor_info(const amxt_model* model, int64_t ind
  */
 AMXT_API amxt_status amxt_model_preset(const char* name, char** json, amxt_error* err);
 
+/* Options of random weights. */
 typedef struct amxt_write_random_options {
   uint32_t struct_size;
   int32_t dtype;             /* AMXT_DTYPE_BFLOAT16 (unset), _FLOAT16 or _FLOAT32 */
@@ -841,6 +843,7 @@ AMXT_API amxt_status amxt_model_write_random(amxt_runtime* runtime, const char* 
                                              const amxt_write_random_options* options,
                                              int64_t timeout_ns, amxt_error* err);
 
+/* Options of an inspection. */
 typedef struct amxt_inspect_options {
   uint32_t struct_size;
   int32_t scan;              /* 1: read all values too, report NaN and Inf; unset: 0 */
@@ -898,6 +901,7 @@ AMXT_API void amxt_model_destroy(amxt_model* model);
 
 struct amxt_trainer_options;
 
+/* The machines that a plan is for. */
 typedef struct amxt_plan_options {
   uint32_t struct_size;
   int32_t ranks;             /* in all; unset: 1 */
@@ -1023,6 +1027,7 @@ enum {
   AMXT_MODE_PAD = 1   /* one document a sample, cut at T, the rest dropped; padded */
 };
 
+/* Options of a data set. */
 typedef struct amxt_dataset_options {
   uint32_t struct_size;
   int32_t mode;            /* AMXT_MODE_*; unset: pack */
@@ -1030,7 +1035,7 @@ typedef struct amxt_dataset_options {
   int32_t reserved;        /* 0 */
   int64_t separator;       /* ends a document of a stream; -1: none; unset: the model's eos */
   int64_t vocab_size;      /* tokens are below it; unset: the model's, else unchecked */
-  int64_t sequence_length; /* T; unset: that of the trainer */
+  int64_t sequence_length; /* T of samples, 1 or more, that of the trainer; unset: 512 */
   const amxt_model* model; /* where unset values come from, or NULL */
   const char* const* extra_paths; /* more files, behind the first; or NULL */
   int64_t extra_path_count;
@@ -1078,19 +1083,17 @@ AMXT_API amxt_status amxt_dataset_open(amxt_runtime* runtime, const char* path,
  * Gives the number of samples of one epoch.
  *
  * @param[in] dataset the data set.
- * @param[in] sequence_length T; AMXT_UNSET_I64 for the data set's own.
  * @param[out] samples the number.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a T below 1, another T than the data set's own, or
- *   none at all.
+ * @return AMXT_OK.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
-AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t sequence_length,
-                                        int64_t* samples, amxt_error* err);
+AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t* samples,
+                                        amxt_error* err);
 
 /**
- * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "largest_token",
- * "separator" (or null), "sequence_length" (or null), "loss_weight" (1 when there is one).
+ * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "samples", "separator"
+ * (or null), "sequence_length", "vocab_size" (or null).
  *
  * @param[in] dataset the data set.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1108,15 +1111,15 @@ AMXT_API amxt_status amxt_dataset_info(const amxt_dataset* dataset, char** json,
  */
 AMXT_API void amxt_dataset_destroy(amxt_dataset* dataset);
 
+/* Options of a token file. */
 typedef struct amxt_token_writer_options {
   uint32_t struct_size;
-  int32_t dtype;             /* AMXT_DTYPE_UINT16 or _UINT32; unset: _UINT32 */
-  int32_t loss_weight_dtype; /* AMXT_DTYPE_UINT8 (0 or 1) or _FLOAT32; unset: no loss weights */
-  int32_t overwrite;         /* 1: replace a file that is there; unset: 0 */
+  int32_t loss_weights; /* 1: each token has a loss weight; unset: 0 */
+  int64_t vocab_size;   /* tokens are below it; up to 65,536 they take 2 bytes; unset: 2^31 */
 } amxt_token_writer_options;
 
 #define AMXT_TOKEN_WRITER_OPTIONS_INIT \
-  {sizeof(amxt_token_writer_options), AMXT_UNSET_I32, AMXT_UNSET_I32, AMXT_UNSET_I32}
+  {sizeof(amxt_token_writer_options), AMXT_UNSET_I32, AMXT_UNSET_I64}
 
 /**
  * Sets an amxt_token_writer_options up, as AMXT_TOKEN_WRITER_OPTIONS_INIT does.
@@ -1149,18 +1152,17 @@ AMXT_API amxt_status amxt_token_writer_open(amxt_runtime* runtime, const char* p
  * Adds a document.
  *
  * @param[in] writer the writer.
- * @param[in] tokens `count` token ids, 0 or more each; may be NULL when count is 0.
- * @param[in] loss_weights `count` weights of the tokens as targets; NULL: all 1. Refused without a
- *   loss_weight_dtype.
+ * @param[in] tokens `count` token ids; may be NULL when count is 0.
+ * @param[in] loss_weights `count` weights of the tokens as targets, 0 or 1; NULL: all 1. Refused when
+ *   the file has none.
  * @param[in] count tokens of the document; 0 gives an empty one.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token that the dtype cannot hold, or a weight that
- *   is negative or not finite, or not 0 or 1 where the type is UINT8; AMXT_E_INVALID_STATE after
- *   finish; AMXT_E_IO; AMXT_E_NO_SPACE.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token beyond the vocabulary, or a weight that is
+ *   neither 0 nor 1; AMXT_E_INVALID_STATE after finish; AMXT_E_IO; AMXT_E_NO_SPACE.
  * Thread-safety: object. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_token_writer_add(amxt_token_writer* writer, const int32_t* tokens,
-                                           const float* loss_weights, int64_t count,
+                                           const uint8_t* loss_weights, int64_t count,
                                            amxt_error* err);
 
 /**
@@ -1390,6 +1392,7 @@ enum {
   AMXT_TRAINER_FAILED = 2   /* a commit failed half-way: resume from a checkpoint */
 };
 
+/* How far a trainer has come. */
 typedef struct amxt_trainer_state {
   uint32_t struct_size;
   int32_t status;       /* AMXT_TRAINER_* */
@@ -1426,6 +1429,7 @@ enum {
   AMXT_RUN_STOP = 2   /* as if this step were the last: saves and returns AMXT_OK */
 };
 
+/* Something that happened in a run. */
 typedef struct amxt_event {
   uint32_t struct_size;
   int32_t kind;                      /* AMXT_EVENT_* */
@@ -1458,6 +1462,7 @@ AMXT_API void amxt_event_init(amxt_event* event, uint32_t struct_size);
  */
 typedef int32_t (*amxt_event_fn)(const amxt_event* event, void* user_data);
 
+/* Options of a run. */
 typedef struct amxt_run_options {
   uint32_t struct_size;
   int32_t save;       /* 0: no checkpoints, no final model; unset: 1 */
