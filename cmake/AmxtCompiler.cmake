@@ -48,10 +48,15 @@ if(AMXT_SANITIZE)
   endif()
   add_compile_definitions(AMXT_SANITIZED=1)
 endif()
+if(AMXT_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+  add_compile_definitions(_GLIBCXX_ASSERTIONS) # spans and vectors check their bounds
+endif()
 
 # amxt_isa_flags(<out> <file>): the flags that a file's suffix asks for.
 function(amxt_isa_flags out file)
-  set(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd)
+  # GCC 12 warns of its own _mm512_undefined_*() (PR 105593).
+  set(avx512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512cd
+             $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized> $<$<CXX_COMPILER_ID:GNU>:-Wno-uninitialized>)
   if(file MATCHES "_avx512\\.cpp$")
     set(flags ${avx512})
   elseif(file MATCHES "_avx512bf16\\.cpp$")
