@@ -1,6 +1,7 @@
 // AdamW as torch.optim.AdamW computes it, in one pass over contiguous elements; and the sums that clipping needs. Serial.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "base/bf16.h"
@@ -11,11 +12,12 @@ namespace amxt::kernels {
 // Per step: p -= lr * weight_decay * p; m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
 // p -= (lr / bias1) * m / (sqrt(v) / sqrt(bias2) + eps), with g = gradient * gradient_scale (the clip factor),
 // bias1 = 1 - beta1^step, bias2 = 1 - beta2^step (computed in double by the caller).
+// Hyper-parameters are doubles as in torch: 1 - beta2 of a float beta2 would be off by 1e-5.
 struct AdamwStep {
-  float learning_rate = 0;
-  float beta1 = 0.9f, beta2 = 0.999f;
-  float epsilon = 1e-8f;
-  float weight_decay = 0;
+  double learning_rate = 0;
+  double beta1 = 0.9, beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
   float gradient_scale = 1;
   double bias_correction1 = 1, bias_correction2 = 1;
 };
