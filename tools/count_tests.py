@@ -20,11 +20,26 @@ def count(case):
         inside[what] += int(number)
     if case.find("failure") is not None or case.find("error") is not None or status == "fail":
         return inside["PASSED"], max(1, inside["FAILED"]), inside["SKIPPED"]
-    if case.find("skipped") is not None or status in ("notrun", "disabled"):
-        return 0, 0, 1
+    skipped = case.find("skipped")
+    if skipped is not None or status in ("notrun", "disabled"):
+        # ctest calls a test skipped, too, that it could not run.
+        message = skipped.get("message", "") if skipped is not None else ""
+        broken = message.startswith(("Unable to find", "Fixture dependency"))
+        return (0, 1, 0) if broken else (0, 0, 1)
     if any(inside.values()):
         return inside["PASSED"], inside["FAILED"], inside["SKIPPED"]
     return 1, 0, 0
+
+
+def reason(case):
+    """Why a test was skipped, from what it said."""
+    element = case.find("skipped")
+    said = (case.findtext("system-out") or "") + "\n" + (element.get("message", "") if element is not None else "")
+    for pattern in (r"(skipped: [^\n]*)", r": Skipped\n([^\n]+)", r"^\S+:\d+\n([^\n]+)"):
+        match = re.search(pattern, said, re.MULTILINE)
+        if match:
+            return match.group(1)
+    return "skipped"
 
 
 def main(paths):
@@ -41,8 +56,7 @@ def main(paths):
             result = count(case)
             total = [a + b for a, b in zip(total, result)]
             if result[2]:
-                reason = re.search(r"skipped: [^\n]*", case.findtext("system-out") or "", re.IGNORECASE)
-                skipped.append(f"{case.get('name')}: {reason.group(0) if reason else 'skipped'}")
+                skipped.append(f"{case.get('name')}: {reason(case)}")
     for line in sorted(set(skipped)):
         print(line)
     print(f"{total[0]} passed, {total[1]} failed, {total[2]} skipped")
