@@ -1092,8 +1092,8 @@ AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t* sa
                                         amxt_error* err);
 
 /**
- * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "samples", "separator"
- * (or null), "sequence_length", "vocab_size" (or null).
+ * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "samples",
+ * "separator" (or null), "sequence_length", "vocab_size" (or null).
  *
  * @param[in] dataset the data set.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1153,8 +1153,8 @@ AMXT_API amxt_status amxt_token_writer_open(amxt_runtime* runtime, const char* p
  *
  * @param[in] writer the writer.
  * @param[in] tokens `count` token ids; may be NULL when count is 0.
- * @param[in] loss_weights `count` weights of the tokens as targets, 0 or 1; NULL: all 1. Refused when
- *   the file has none.
+ * @param[in] loss_weights `count` weights of the tokens as targets, 0 or 1; NULL: all 1. Refused
+ *   when the file has none.
  * @param[in] count tokens of the document; 0 gives an empty one.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token beyond the vocabulary, or a weight that is
