@@ -1,0 +1,469 @@
+#include "kernels/gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace amxt::kernels {
+namespace {
+
+uint64_t fresh_seed() {
+  const uint64_t seed =
+      static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
+  ::testing::Test::RecordProperty("seed", std::to_string(seed));
+  return seed;
+}
+
+std::unique_ptr<ThreadPool> pool_of(int threads) {
+  ThreadPool::Options options;
+  options.threads = threads;
+  options.spin_us = 0;
+  auto pool = ThreadPool::create(options);
+  EXPECT_TRUE(pool.ok());
+  return std::move(*pool);
+}
+
+// rows x columns in rows of `ld`; what lies between the rows is a canary in results and NaN in operands.
+template <typename E>
+struct Matrix {
+  int64_t rows, columns, ld;
+  std::vector<E> data;
+
+  Matrix(int64_t r, int64_t c, int64_t pad, float fill)
+      : rows(r),
+        columns(c),
+        ld(c + pad),
+        data(static_cast<size_t>(r * ld + 1), from_float<E>(fill)) {}
+
+  E* begin() { return data.data(); }
+  const E* begin() const { return data.data(); }
+  float at(int64_t i, int64_t j) const { return to_float(data[static_cast<size_t>(i * ld + j)]); }
+  void set(int64_t i, int64_t j, float value) {
+    data[static_cast<size_t>(i * ld + j)] = from_float<E>(value);
+  }
+};
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kCanary = 12345.0f;
+
+struct Problem {
+  int64_t T, N, K;
+  std::string text() const {
+    return std::to_string(T) + "x" + std::to_string(N) + "x" + std::to_string(K);
+  }
+};
+
+enum class Product {
+  kForward,
+  kForwardFloat,
+  kGradInput,
+  kGradInputFloat,
+  kGradInputAdd,
+  kGradWeight,
+  kGradWeightAdd
+};
+constexpr Product kProducts[] = {Product::kForward,      Product::kForwardFloat,
+                                 Product::kGradInput,    Product::kGradInputFloat,
+                                 Product::kGradInputAdd, Product::kGradWeight,
+                                 Product::kGradWeightAdd};
+const char* product_name(Product product) {
+  constexpr const char* kNames[] = {"forward",          "forward_float",     "grad_input",
+                                    "grad_input_float", "grad_input_float+", "grad_weight",
+                                    "grad_weight+"};
+  return kNames[static_cast<int>(product)];
+}
+
+bool accumulates(Product p) { return p == Product::kGradInputAdd || p == Product::kGradWeightAdd; }
+bool stores_element(Product p) { return p == Product::kForward || p == Product::kGradInput; }
+
+// Operands and result of one product; `a` and `b` are what the function takes first and second.
+template <typename E>
+struct Case {
+  Product product;
+  Problem problem;
+  Matrix<E> a, b;
+  Matrix<float> start;  // what the result is added to
+
+  static int64_t contracted(Product p, const Problem& s) {
+    return p <= Product::kForwardFloat ? s.K : p <= Product::kGradInputAdd ? s.N : s.T;
+  }
+  static int64_t result_rows(Product p, const Problem& s) {
+    return p >= Product::kGradWeight ? s.N : s.T;
+  }
+  static int64_t result_columns(Product p, const Problem& s) {
+    return p <= Product::kForwardFloat ? s.N : s.K;
+  }
+
+  Case(Product p, const Problem& s, std::mt19937_64& random)
+      : product(p),
+        problem(s),
+        a(s.T, p <= Product::kForwardFloat ? s.K : s.N, pad(random), kNaN),
+        b(p >= Product::kGradWeight ? s.T : s.N, s.K, pad(random), kNaN),
+        start(result_rows(p, s), result_columns(p, s), pad(random), kCanary) {
+    std::normal_distribution<float> normal;
+    for (Matrix<E>* m : {&a, &b}) {
+      for (int64_t i = 0; i < m->rows; ++i) {
+        for (int64_t j = 0; j < m->columns; ++j) m->set(i, j, normal(random));
+      }
+    }
+    for (int64_t i = 0; i < start.rows; ++i) {
+      for (int64_t j = 0; j < start.columns; ++j)
+        start.set(i, j, accumulates(p) ? normal(random) : kNaN);
+    }
+  }
+
+  static int64_t pad(std::mt19937_64& random) {
+    constexpr int64_t kPads[] = {0, 0, 1, 3, 8, 32};
+    return kPads[random() % std::size(kPads)];
+  }
+
+  std::string text() const {
+    return std::string(product_name(product)) + " T x N x K " + problem.text() + " strides " +
+           std::to_string(a.ld) + "," + std::to_string(b.ld) + "," + std::to_string(start.ld);
+  }
+};
+
+template <typename E>
+Matrix<float> reference(const Case<E>& c) {
+  Matrix<float> out = c.start;
+  const auto [T, N, K] = c.problem;
+  if (c.product <= Product::kForwardFloat) {
+    gemm_forward_ref(T, N, K, c.a.begin(), c.a.ld, c.b.begin(), c.b.ld, out.begin(), out.ld);
+  } else if (c.product <= Product::kGradInputAdd) {
+    gemm_grad_input_ref(T, N, K, c.a.begin(), c.a.ld, c.b.begin(), c.b.ld, out.begin(), out.ld,
+                        accumulates(c.product));
+  } else {
+    gemm_grad_weight_ref(T, N, K, c.a.begin(), c.a.ld, c.b.begin(), c.b.ld, out.begin(), out.ld,
+                         accumulates(c.product));
+  }
+  if (stores_element(c.product)) {
+    for (int64_t i = 0; i < out.rows; ++i) {
+      for (int64_t j = 0; j < out.columns; ++j)
+        out.set(i, j, to_float(from_float<E>(out.at(i, j))));
+    }
+  }
+  return out;
+}
+
+// The result as floats, canaries included.
+template <typename E>
+Matrix<float> computed(Gemm<E>& gemm, const Case<E>& c) {
+  Matrix<float> out = c.start;
+  const auto [T, N, K] = c.problem;
+  const E *a = c.a.begin(), *b = c.b.begin();
+  Status status;
+  if (stores_element(c.product)) {
+    Matrix<E> narrow(out.rows, out.columns, out.ld - out.columns, kCanary);
+    status = c.product == Product::kForward
+                 ? gemm.forward(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld)
+                 : gemm.grad_input(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld);
+    for (size_t i = 0; i < narrow.data.size(); ++i) {
+      const float value = to_float(narrow.data[i]);
+      out.data[i] = value == to_float(from_float<E>(kCanary)) ? kCanary : value;
+    }
+  } else if (c.product == Product::kForwardFloat) {
+    status = gemm.forward_float(T, N, K, a, c.a.ld, b, c.b.ld, out.begin(), out.ld);
+  } else if (c.product <= Product::kGradInputAdd) {
+    status = gemm.grad_input_float(T, N, K, a, c.a.ld, b, c.b.ld, out.begin(), out.ld,
+                                   accumulates(c.product));
+  } else {
+    status = gemm.grad_weight(T, N, K, a, c.a.ld, b, c.b.ld, out.begin(), out.ld,
+                              accumulates(c.product));
+  }
+  EXPECT_TRUE(status.ok()) << status.error().message();
+  return out;
+}
+
+bool same_bits(const Matrix<float>& x, const Matrix<float>& y) {
+  return x.data.size() == y.data.size() &&
+         std::memcmp(x.data.data(), y.data.data(), x.data.size() * sizeof(float)) == 0;
+}
+
+// Sum of |a||b| over the contracted index, and |start|, for one element: what rounding errors are relative to.
+template <typename E>
+double magnitude(const Case<E>& c, int64_t i, int64_t j) {
+  double sum = accumulates(c.product) ? std::abs(c.start.at(i, j)) : 0;
+  for (int64_t p = 0; p < Case<E>::contracted(c.product, c.problem); ++p) {
+    const double x = c.product >= Product::kGradWeight ? c.a.at(p, i) : c.a.at(i, p);
+    const double y = c.product <= Product::kForwardFloat ? c.b.at(j, p) : c.b.at(p, j);
+    sum += std::abs(x * y);
+  }
+  return sum;
+}
+
+// Two sums of the same terms in different orders differ by at most 2 P u times the sum of magnitudes; a result stored as bf16
+// may round to the neighbour.
+template <typename E>
+void expect_close(const Case<E>& c, const Matrix<float>& got, const Matrix<float>& truth) {
+  const double terms = static_cast<double>(Case<E>::contracted(c.product, c.problem)) + 1;
+  const bool narrow = stores_element(c.product) && std::is_same_v<E, bf16>;
+  for (int64_t i = 0; i < got.rows; ++i) {
+    for (int64_t j = 0; j < got.ld; ++j) {
+      if (i * got.ld + j >= static_cast<int64_t>(got.data.size())) break;
+      const float g = got.at(i, j), t = truth.at(i, j);
+      if (j >= got.columns) {
+        ASSERT_EQ(g, kCanary) << c.text() << ": wrote behind row " << i;
+        continue;
+      }
+      double bound = 2 * terms * std::ldexp(1.0, -24) * magnitude(c, i, j) + 1e-37;
+      if (narrow) bound += std::ldexp(std::abs(t), -7);
+      ASSERT_NEAR(g, t, bound) << c.text() << " at " << i << "," << j;
+    }
+  }
+}
+
+// Every implementation that this machine has under an instruction set, named as it names itself.
+std::vector<Isa> machine_isas() {
+  const auto cpu = cpu_isa();
+  EXPECT_TRUE(cpu.ok());
+  std::vector<Isa> isas;
+  for (int i = 0; i <= static_cast<int>((*cpu)->chosen); ++i) isas.push_back(static_cast<Isa>(i));
+  return isas;
+}
+
+template <typename E>
+std::unique_ptr<Gemm<E>> gemm_of(ThreadPool* pool, Isa isa) {
+  auto gemm = Gemm<E>::create(pool, isa);
+  EXPECT_TRUE(gemm.ok()) << gemm.error().message();
+  return std::move(*gemm);
+}
+
+const Problem kOddProblems[] = {
+    {1, 1, 1},    {1, 1, 7},     {7, 1, 1},     {1, 13, 1},    {2, 3, 5},     {17, 31, 13},
+    {16, 32, 64}, {14, 32, 256}, {15, 33, 257}, {1, 960, 64},  {37, 67, 960}, {101, 16, 2},
+    {5, 97, 1},   {64, 48, 300}, {260, 530, 3}, {3, 530, 260}, {3, 260, 530}};
+
+template <typename E>
+class GemmTest : public ::testing::Test {};
+using Elements = ::testing::Types<float, bf16>;
+TYPED_TEST_SUITE(GemmTest, Elements);
+
+TYPED_TEST(GemmTest, AgreesWithTheReference) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    SCOPED_TRACE(std::string(isa_name(isa)) + ": " + gemm->name());
+    std::mt19937_64 random(seed);
+    for (const Problem& problem : kOddProblems) {
+      for (const Product product : kProducts) {
+        const Case<E> c(product, problem, random);
+        const Matrix<float> got = computed(*gemm, c), truth = reference(c);
+        expect_close(c, got, truth);
+        if (gemm->one_order()) {
+          EXPECT_TRUE(same_bits(got, truth)) << c.text() << ": not the bits of one chain";
+        }
+        if (this->HasFailure()) return;
+      }
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, AgreesWithTheReferenceOnRandomShapes) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    SCOPED_TRACE(std::string(isa_name(isa)) + ": " + gemm->name());
+    std::mt19937_64 random(seed);
+    std::uniform_int_distribution<int64_t> side(1, 150);
+    for (int i = 0; i < 12; ++i) {
+      const Problem problem{side(random), side(random), side(random)};
+      const Case<E> c(kProducts[random() % std::size(kProducts)], problem, random);
+      expect_close(c, computed(*gemm, c), reference(c));
+      if (this->HasFailure()) return;
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, RepeatsItsBitsOverRunsAndThreadCounts) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  const auto one = pool_of(1), two = pool_of(2), three = pool_of(3);
+  for (const Isa isa : machine_isas()) {
+    for (const Product product : kProducts) {
+      std::mt19937_64 random(seed);
+      const Case<E> c(product, {270, 1100, 330}, random);
+      const auto first = gemm_of<E>(one.get(), isa);
+      const Matrix<float> expected = computed(*first, c);
+      EXPECT_TRUE(same_bits(expected, computed(*first, c)))
+          << first->name() << " " << c.text() << ", second run";
+      for (ThreadPool* pool : {two.get(), three.get()}) {
+        const auto gemm = gemm_of<E>(pool, isa);
+        EXPECT_TRUE(same_bits(expected, computed(*gemm, c)))
+            << gemm->name() << " " << c.text() << ", " << pool->threads() << " threads";
+      }
+    }
+  }
+}
+
+// Rows [begin, end) of the contracted operands alone, added to what is there.
+template <typename E>
+void add_part(Gemm<E>& gemm, const Case<E>& c, int64_t begin, int64_t end, Matrix<float>* out) {
+  const auto [T, N, K] = c.problem;
+  const bool accumulate = begin > 0 || accumulates(c.product);
+  Status status;
+  if (c.product == Product::kGradInputFloat || c.product == Product::kGradInputAdd) {
+    status = gemm.grad_input_float(T, end - begin, K, c.a.begin() + begin, c.a.ld,
+                                   c.b.begin() + begin * c.b.ld, c.b.ld, out->begin(), out->ld,
+                                   accumulate);
+  } else {
+    status =
+        gemm.grad_weight(end - begin, N, K, c.a.begin() + begin * c.a.ld, c.a.ld,
+                         c.b.begin() + begin * c.b.ld, c.b.ld, out->begin(), out->ld, accumulate);
+  }
+  EXPECT_TRUE(status.ok()) << status.error().message();
+}
+
+TYPED_TEST(GemmTest, OneOrderMeansThatASplitSumHasTheSameBits) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    if (!gemm->one_order()) continue;
+    for (const Product product : {Product::kGradInputFloat, Product::kGradInputAdd,
+                                  Product::kGradWeight, Product::kGradWeightAdd}) {
+      const Case<E> c(product, {601, 590, 70}, random);
+      const int64_t P = Case<E>::contracted(product, c.problem);
+      Matrix<float> parts = c.start;
+      for (int64_t begin = 0, end; begin < P; begin = end) {
+        end = std::min<int64_t>(P, begin + 1 + static_cast<int64_t>(random() % 300));
+        add_part(*gemm, c, begin, end, &parts);
+      }
+      EXPECT_TRUE(same_bits(computed(*gemm, c), parts)) << gemm->name() << " " << c.text();
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, RowsAndColumnsDoNotDependOnTheirNeighbours) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    if (!gemm->one_order()) continue;
+    const Case<E> c(Product::kForwardFloat, {70, 90, 300}, random);
+    const Matrix<float> whole = computed(*gemm, c);
+    Matrix<float> part = c.start;
+    const Status status =
+        gemm->forward_float(33, 51, 300, c.a.begin() + 7 * c.a.ld, c.a.ld,
+                            c.b.begin() + 11 * c.b.ld, c.b.ld, part.begin(), part.ld);
+    ASSERT_TRUE(status.ok());
+    for (int64_t i = 0; i < 33; ++i) {
+      for (int64_t j = 0; j < 51; ++j) {
+        ASSERT_EQ(std::bit_cast<uint32_t>(part.at(i, j)),
+                  std::bit_cast<uint32_t>(whole.at(i + 7, j + 11)))
+            << gemm->name() << " at " << i << "," << j;
+      }
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, NonFiniteValuesReachTheirRowsAndColumnsOnly) {
+  using E = TypeParam;
+  std::mt19937_64 random(1);
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    for (const Product product : kProducts) {
+      Case<E> c(product, {37, 41, 43}, random);
+      const bool dw = product >= Product::kGradWeight;
+      // Element (row 3, p = 5) of A is infinite, element (p = 9, column 20) of B is NaN.
+      c.a.set(dw ? 5 : 3, dw ? 3 : 5, std::numeric_limits<float>::infinity());
+      c.b.set(product <= Product::kForwardFloat ? 20 : 9,
+              product <= Product::kForwardFloat ? 9 : 20, kNaN);
+      const Matrix<float> got = computed(*gemm, c);
+      for (int64_t i = 0; i < got.rows; ++i) {
+        for (int64_t j = 0; j < got.columns; ++j) {
+          const float value = got.at(i, j);
+          const bool fine = j == 20  ? std::isnan(value)
+                            : i == 3 ? !std::isfinite(value)
+                                     : std::isfinite(value);
+          ASSERT_TRUE(fine) << gemm->name() << " " << c.text() << " at " << i << "," << j << ": "
+                            << value;
+        }
+      }
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, DenormalsAreKeptOrTakenForZero) {
+  using E = TypeParam;
+  const auto pool = pool_of(1);
+  const float tiny = std::ldexp(1.0f, -130);  // a denormal in fp32 and in bf16
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    const std::vector<E> x(64, from_float<E>(tiny)), w(64, from_float<E>(1.0f));
+    float y = kNaN;
+    ASSERT_TRUE(gemm->forward_float(1, 1, 64, x.data(), 64, w.data(), 64, &y, 1).ok());
+    EXPECT_TRUE(y == 0 || y == 64 * tiny) << gemm->name() << ": " << y;
+    if (gemm->one_order()) {
+      EXPECT_EQ(y, 64 * tiny) << gemm->name();
+    }
+  }
+}
+
+TYPED_TEST(GemmTest, LargeSumsOverflowToInfinity) {
+  using E = TypeParam;
+  const auto pool = pool_of(1);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    const std::vector<E> x(32, from_float<E>(1e30f)), w(32, from_float<E>(1e30f));
+    E y = from_float<E>(0);
+    ASSERT_TRUE(gemm->forward(1, 1, 32, x.data(), 32, w.data(), 32, &y, 1).ok());
+    EXPECT_EQ(to_float(y), std::numeric_limits<float>::infinity()) << gemm->name();
+  }
+}
+
+TYPED_TEST(GemmTest, AnEmptySumIsZeroOrWhatWasThere) {
+  using E = TypeParam;
+  const auto pool = pool_of(2);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    std::vector<float> y(6, kNaN);
+    ASSERT_TRUE(gemm->forward_float(2, 3, 0, nullptr, 1, nullptr, 1, y.data(), 3).ok());
+    EXPECT_EQ(y, std::vector<float>(6, 0.0f)) << gemm->name();
+    y.assign(6, 2.5f);
+    ASSERT_TRUE(gemm->grad_weight(0, 2, 3, nullptr, 2, nullptr, 3, y.data(), 3, true).ok());
+    EXPECT_EQ(y, std::vector<float>(6, 2.5f)) << gemm->name();
+    ASSERT_TRUE(gemm->forward(0, 3, 5, nullptr, 5, nullptr, 5, nullptr, 3).ok());
+  }
+}
+
+TYPED_TEST(GemmTest, TheListNamesOneChosenAndAReasonForEachOther) {
+  using E = TypeParam;
+  const auto pool = pool_of(1);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    int taken = 0;
+    for (const GemmCandidate& candidate : gemm->candidates()) {
+      if (!candidate.skipped_because.empty()) continue;
+      ++taken;
+      EXPECT_EQ(candidate.name, gemm->name());
+    }
+    EXPECT_EQ(taken, 1) << isa_name(isa);
+  }
+}
+
+}  // namespace
+}  // namespace amxt::kernels
