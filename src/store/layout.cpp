@@ -1,0 +1,127 @@
+#include "store/layout.h"
+
+#include <algorithm>
+
+#include "model/head.h"
+
+namespace amxt::store {
+namespace {
+
+// Where a tensor starts; a multiple of a cache line for both float and bf16.
+constexpr int64_t kAlignElements = 64;
+
+int64_t aligned(int64_t elements) { return (elements + kAlignElements - 1) / kAlignElements * kAlignElements; }
+
+// True for a tensor that continues the matrix (or vector) of the one before it.
+bool continues(model::Role role) {
+  using model::Role;
+  return role == Role::kKey || role == Role::kValue || role == Role::kKeyBias || role == Role::kValueBias || role == Role::kUp ||
+         role == Role::kUpBias;
+}
+
+int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
+
+}  // namespace
+
+Layout::Layout(const model::ModelConfig& config, int owners)
+    : specs_(model::tensor_specs(config)), owners_(owners), tied_(config.tie_word_embeddings), layers_(config.layers) {
+  for (const model::TensorSpec& spec : specs_) {
+    if (!continues(spec.role)) shared_elements_ = aligned(shared_elements_);
+    shared_offset_.push_back(shared_elements_);
+    shared_elements_ += spec.elements();
+    panel_base_.push_back(panels_);
+    panels_ += panels_of(spec.rows);
+  }
+  shared_elements_ = aligned(shared_elements_);
+  private_elements_.assign(static_cast<size_t>(owners), 0);
+  ranges_.resize(static_cast<size_t>(owners));
+  deal_begin_by_owner_.resize(static_cast<size_t>(owners));
+
+  const auto deal_vocabulary = [&](int64_t tensor) {
+    const int64_t rows = specs_[static_cast<size_t>(tensor)].rows;
+    for (int64_t row = 0; row < rows; row += model::kVocabularyBlock) {
+      deal_out(tensor, tensor + 1, row, std::min(rows, row + model::kVocabularyBlock));
+    }
+  };
+  vocabulary_blocks_ = (config.vocab_size + model::kVocabularyBlock - 1) / model::kVocabularyBlock;
+  deal_vocabulary(0);
+  int64_t tensor = 1;
+  const auto count = static_cast<int64_t>(specs_.size());
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    int64_t end = tensor;
+    while (end < count && specs_[static_cast<size_t>(end)].unit == layer) ++end;
+    deal_out(tensor, end, 0, INT64_MAX);
+    tensor = end;
+  }
+  deal_out(tensor, tensor + 1, 0, INT64_MAX);  // final norm
+  if (!tied_) deal_vocabulary(tensor + 1);
+  deal_begin_.push_back(count);
+  for (auto& begins : deal_begin_by_owner_) begins.push_back(0);
+  for (size_t owner = 0; owner < ranges_.size(); ++owner) deal_begin_by_owner_[owner].back() = ranges_[owner].size();
+}
+
+// Hands the panels of the rows [row_begin, row_end) of tensors [first, last) to the owners in turn of their share of the bytes.
+void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t row_end) {
+  deal_begin_.push_back(first);
+  for (size_t owner = 0; owner < ranges_.size(); ++owner) deal_begin_by_owner_[owner].push_back(ranges_[owner].size());
+  int64_t total = 0;
+  for (int64_t tensor = first; tensor < last; ++tensor) {
+    const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
+    total += (std::min(row_end, spec.rows) - row_begin) * spec.columns;
+  }
+  int64_t dealt = 0;
+  for (int64_t tensor = first; tensor < last; ++tensor) {
+    const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
+    const int64_t end = std::min(row_end, spec.rows);
+    for (int64_t row = row_begin; row < end; row += kPanelRows) {
+      const int64_t rows = std::min(kPanelRows, end - row);
+      const int64_t elements = rows * spec.columns;
+      // By the middle of the panel: an even share, and the same rule for any number of owners.
+      const auto owner = static_cast<size_t>(std::min<int64_t>(owners_ - 1, (2 * dealt + elements) * owners_ / (2 * total)));
+      dealt += elements;
+      std::vector<OwnedRange>& ranges = ranges_[owner];
+      const bool new_deal = ranges.size() == deal_begin_by_owner_[owner].back();
+      if (!new_deal && ranges.back().tensor == tensor && ranges.back().row_end == row) {
+        ranges.back().row_end += rows;
+        private_elements_[owner] += elements;
+        continue;
+      }
+      private_elements_[owner] = aligned(private_elements_[owner]);
+      ranges.push_back({tensor, row, row + rows, private_elements_[owner]});
+      private_elements_[owner] += elements;
+    }
+  }
+}
+
+std::span<const OwnedRange> Layout::ranges(int owner, int64_t deal) const {
+  const std::vector<OwnedRange>& all = ranges_[static_cast<size_t>(owner)];
+  if (deal < 0) return all;
+  const std::vector<size_t>& begins = deal_begin_by_owner_[static_cast<size_t>(owner)];
+  const size_t begin = begins[static_cast<size_t>(deal)], end = begins[static_cast<size_t>(deal) + 1];
+  return std::span(all).subspan(begin, end - begin);
+}
+
+int64_t Layout::find(model::Role role, int64_t unit) const {
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    if (specs_[i].role == role && specs_[i].unit == unit) return static_cast<int64_t>(i);
+  }
+  return -1;
+}
+
+Place Layout::locate(int64_t tensor, int64_t row, int64_t column) const {
+  const int64_t columns = specs_[static_cast<size_t>(tensor)].columns;
+  Place place;
+  place.shared_offset = shared_offset(tensor) + row * columns + column;
+  for (int owner = 0; owner < owners_; ++owner) {
+    for (const OwnedRange& range : ranges_[static_cast<size_t>(owner)]) {
+      if (range.tensor == tensor && row >= range.row_begin && row < range.row_end) {
+        place.owner = owner;
+        place.private_offset = range.private_offset + (row - range.row_begin) * columns + column;
+        return place;
+      }
+    }
+  }
+  return place;
+}
+
+}  // namespace amxt::store

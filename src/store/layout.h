@@ -1,0 +1,84 @@
+// Layout: the one bijection (tensor, row, column) -> (owner, place). Nothing else knows where a weight lies.
+//
+// Two orders, one of them of all ranks of the node, one of each owner:
+//   shared    the compute weights of the node, tensor after tensor in the order of model::tensor_specs(); q, k and v (and gate and up) without
+//             a gap, so that each group is one matrix. Every rank maps it whole.
+//   private   what an owner keeps of its rows (low bits, moments, gradients), its ranges one after the other.
+// Rows are dealt out in panels of 32 (the last of a tensor may be short; a vector is one panel). A deal is what is handed out evenly by
+// bytes at a time: a decoder layer, the final norm, a block of the vocabulary (so that each rank has rows in every block that the head
+// works on). A rank may own no row of a tensor, or none of a deal.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "model/config.h"
+#include "model/tensors.h"
+
+namespace amxt::store {
+
+inline constexpr int64_t kPanelRows = 32;
+
+struct OwnedRange {
+  int64_t tensor = 0;          // index into specs()
+  int64_t row_begin = 0, row_end = 0;
+  int64_t private_offset = 0;  // elements, within the owner's arrays
+  int64_t rows() const { return row_end - row_begin; }
+};
+
+// Where one element is.
+struct Place {
+  int owner = 0;
+  int64_t shared_offset = 0;   // elements, in the shared segment
+  int64_t private_offset = 0;  // elements, in the owner's arrays
+};
+
+class Layout {
+ public:
+  Layout(const model::ModelConfig& config, int owners);
+
+  int owners() const { return owners_; }
+  const std::vector<model::TensorSpec>& specs() const { return specs_; }
+  bool tied() const { return tied_; }
+  int64_t shared_elements() const { return shared_elements_; }
+  int64_t private_elements(int owner) const { return private_elements_[static_cast<size_t>(owner)]; }
+  int64_t shared_offset(int64_t tensor) const { return shared_offset_[static_cast<size_t>(tensor)]; }
+  Place locate(int64_t tensor, int64_t row, int64_t column) const;
+
+  // Index into specs(), -1 when absent. `unit` as in TensorSpec.
+  int64_t find(model::Role role, int64_t unit) const;
+  int64_t embedding() const { return 0; }
+  int64_t head() const { return tied_ ? 0 : static_cast<int64_t>(specs_.size()) - 1; }
+
+  // Deals: vocabulary blocks of the embedding, layers, final norm, vocabulary blocks of an untied head.
+  int64_t deals() const { return static_cast<int64_t>(deal_begin_.size()) - 1; }
+  int64_t vocabulary_blocks() const { return vocabulary_blocks_; }
+  int64_t layer_deal(int64_t layer) const { return vocabulary_blocks_ + layer; }
+  int64_t norm_deal() const { return vocabulary_blocks_ + layers_; }
+  int64_t embedding_deal(int64_t block) const { return block; }
+  int64_t head_deal(int64_t block) const { return tied_ ? block : norm_deal() + 1 + block; }
+  // Ranges of `owner` in a deal; all of an owner's, in private order, with deal = -1.
+  std::span<const OwnedRange> ranges(int owner, int64_t deal) const;
+
+  // Panels, numbered over all tensors: where partial sums of norms are kept, in an order that does not depend on owners.
+  int64_t panels() const { return panels_; }
+  int64_t panel(int64_t tensor, int64_t row) const { return panel_base_[static_cast<size_t>(tensor)] + row / kPanelRows; }
+
+ private:
+  void deal_out(int64_t first_tensor, int64_t last_tensor, int64_t row_begin, int64_t row_end);
+
+  std::vector<model::TensorSpec> specs_;
+  int owners_;
+  bool tied_;
+  int64_t layers_;
+  int64_t vocabulary_blocks_ = 0;
+  int64_t shared_elements_ = 0;
+  int64_t panels_ = 0;
+  std::vector<int64_t> shared_offset_, panel_base_, private_elements_;
+  std::vector<std::vector<OwnedRange>> ranges_;              // by owner
+  std::vector<std::vector<size_t>> deal_begin_by_owner_;     // by owner: first range of each deal
+  std::vector<int64_t> deal_begin_;                          // first tensor of each deal, and an end mark
+};
+
+}  // namespace amxt::store

@@ -1,0 +1,185 @@
+#include "store/parameters.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+
+namespace amxt::store {
+namespace {
+
+// Elements that one task of the optimizer takes, about: panels are never cut.
+constexpr int64_t kChunkElements = 128 * 1024;
+
+}  // namespace
+
+template <typename E>
+Parameters<E>::Parameters(const Layout* layout, int owner, const Options& options)
+    : layout_(layout), owner_(owner), options_(options), private_elements_(layout->private_elements(owner)) {
+  for (const OwnedRange& range : layout->ranges(owner, -1)) {
+    const model::TensorSpec& spec = layout->specs()[static_cast<size_t>(range.tensor)];
+    const int64_t panels = std::max<int64_t>(1, kChunkElements / (kPanelRows * spec.columns));
+    for (int64_t row = range.row_begin; row < range.row_end;) {
+      // Panels start at multiples of kPanelRows of the tensor.
+      const int64_t end = std::min(range.row_end, (row / kPanelRows + panels) * kPanelRows);
+      Chunk chunk;
+      chunk.range = {range.tensor, row, end, range.private_offset + (row - range.row_begin) * spec.columns};
+      chunk.count = (end - row) * spec.columns;
+      chunk.vector = spec.vector;
+      chunks_.push_back(chunk);
+      row = end;
+    }
+  }
+}
+
+template <typename E>
+Result<std::unique_ptr<Parameters<E>>> Parameters<E>::create(const Layout* layout, comm::Group* group, const Options& options,
+                                                             Deadline deadline) {
+  std::unique_ptr<Parameters> parameters(new Parameters(layout, group->local_rank(), options));
+  const int64_t elements = parameters->private_elements_;
+  if (options.optimizer) {
+    if constexpr (sizeof(E) == 2) {
+      AMXT_ASSIGN(parameters->low_, Buffer::allocate(elements * 2, "low bits of the master weights"));
+    }
+    AMXT_ASSIGN(parameters->moments_, Buffer::allocate(elements * 8, "moments"));
+    AMXT_ASSIGN(parameters->gradient_, Buffer::allocate(elements * dtype_bytes(options.gradient_dtype), "gradients"));
+  }
+  AMXT_ASSIGN(parameters->segment_, group->share("weights", layout->shared_elements() * static_cast<int64_t>(sizeof(E)), deadline));
+  parameters->shared_ = reinterpret_cast<E*>(parameters->segment_.data());
+  return parameters;
+}
+
+template <typename E>
+model::LayerWeights<E> Parameters<E>::acquire(int64_t layer) const {
+  using model::Role;
+  const auto at = [&](Role role) -> const E* {
+    const int64_t index = layout_->find(role, layer);
+    return index < 0 ? nullptr : tensor(index);
+  };
+  model::LayerWeights<E> w;
+  w.input_norm = at(Role::kInputNorm);
+  w.qkv = at(Role::kQuery);
+  w.qkv_bias = at(Role::kQueryBias);
+  w.query_norm = at(Role::kQueryNorm);
+  w.key_norm = at(Role::kKeyNorm);
+  w.output = at(Role::kOutput);
+  w.output_bias = at(Role::kOutputBias);
+  w.post_norm = at(Role::kPostNorm);
+  w.gate_up = at(Role::kGate);
+  w.gate_up_bias = at(Role::kGateBias);
+  w.down = at(Role::kDown);
+  w.down_bias = at(Role::kDownBias);
+  return w;
+}
+
+template <typename E>
+int64_t Parameters<E>::gradient_squares(ThreadPool& pool, Isa isa, double* sums) const {
+  std::atomic<int64_t> bad{INT64_MAX};
+  pool.run(static_cast<int64_t>(chunks_.size()), [&](int64_t index, int) {
+    const Chunk& chunk = chunks_[static_cast<size_t>(index)];
+    const int64_t columns = layout_->specs()[static_cast<size_t>(chunk.range.tensor)].columns;
+    bool finite = true;
+    for (int64_t row = chunk.range.row_begin; row < chunk.range.row_end; row += kPanelRows) {
+      const int64_t rows = std::min(kPanelRows, chunk.range.row_end - row);
+      OwnedRange panel = chunk.range;
+      panel.private_offset += (row - chunk.range.row_begin) * columns;
+      sums[layout_->panel(chunk.range.tensor, row)] = gradients_are_bf16()
+                                                          ? kernels::sum_of_squares(isa, rows * columns, gradient_bf16(panel), &finite)
+                                                          : kernels::sum_of_squares(isa, rows * columns, gradient_float(panel), &finite);
+    }
+    if (!finite) {
+      int64_t seen = bad.load();
+      while (chunk.range.tensor < seen && !bad.compare_exchange_weak(seen, chunk.range.tensor)) {
+      }
+    }
+  });
+  return bad.load() == INT64_MAX ? -1 : bad.load();
+}
+
+template <typename E>
+void Parameters<E>::update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, Decay decay) {
+  pool.run(static_cast<int64_t>(chunks_.size()), [&](int64_t index, int) {
+    const Chunk& chunk = chunks_[static_cast<size_t>(index)];
+    const int64_t columns = layout_->specs()[static_cast<size_t>(chunk.range.tensor)].columns;
+    kernels::AdamwStep own = step;
+    if (decay == Decay::kMatrices && chunk.vector) own.weight_decay = 0;
+    E* weight = mutable_tensor(chunk.range.tensor) + chunk.range.row_begin * columns;
+    if constexpr (sizeof(E) == 2) {
+      if (gradients_are_bf16()) {
+        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range), second_moment(chunk.range),
+                             gradient_bf16(chunk.range), own);
+      } else {
+        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range), second_moment(chunk.range),
+                             gradient_float(chunk.range), own);
+      }
+    } else {
+      kernels::adamw_float(isa, chunk.count, weight, first_moment(chunk.range), second_moment(chunk.range), gradient_float(chunk.range), own);
+    }
+  });
+}
+
+template <typename E>
+void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, float* values) const {
+  const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
+  OwnedRange at = range;
+  at.private_offset += (row_begin - range.row_begin) * columns;
+  const int64_t count = rows * columns;
+  const E* weight = tensor(range.tensor) + row_begin * columns;
+  switch (kind) {
+    case RowKind::kFirstMoment:
+      std::copy_n(first_moment(at), count, values);
+      return;
+    case RowKind::kSecondMoment:
+      std::copy_n(second_moment(at), count, values);
+      return;
+    case RowKind::kGradient:
+      for (int64_t i = 0; i < count; ++i) values[i] = gradients_are_bf16() ? to_float(gradient_bf16(at)[i]) : gradient_float(at)[i];
+      return;
+    case RowKind::kCompute:
+      for (int64_t i = 0; i < count; ++i) values[i] = to_float(weight[i]);
+      return;
+    case RowKind::kMaster:
+      for (int64_t i = 0; i < count; ++i) {
+        if constexpr (sizeof(E) == 2) {
+          values[i] = options_.optimizer ? kernels::join_master(weight[i], low(at)[i]) : to_float(weight[i]);
+        } else {
+          values[i] = weight[i];
+        }
+      }
+      return;
+  }
+}
+
+template <typename E>
+void Parameters<E>::write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, const float* values) {
+  const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
+  OwnedRange at = range;
+  at.private_offset += (row_begin - range.row_begin) * columns;
+  const int64_t count = rows * columns;
+  E* weight = mutable_tensor(range.tensor) + row_begin * columns;
+  switch (kind) {
+    case RowKind::kFirstMoment:
+      std::copy_n(values, count, first_moment(at));
+      return;
+    case RowKind::kSecondMoment:
+      std::copy_n(values, count, second_moment(at));
+      return;
+    case RowKind::kMaster:
+      for (int64_t i = 0; i < count; ++i) {
+        if constexpr (sizeof(E) == 2) {
+          uint16_t dropped = 0;
+          kernels::split_master(values[i], &weight[i], options_.optimizer ? &low(at)[i] : &dropped);
+        } else {
+          weight[i] = values[i];
+        }
+      }
+      return;
+    case RowKind::kGradient:
+    case RowKind::kCompute:
+      return;  // read only; refused above
+  }
+}
+
+template class Parameters<float>;
+template class Parameters<bf16>;
+
+}  // namespace amxt::store
