@@ -1,0 +1,347 @@
+#include "kernels/gemm_onednn.h"
+
+#include <fmt/format.h>
+
+#include "kernels/onednn.h"
+
+namespace amxt::kernels {
+
+const char* onednn_gemm_name(Isa isa) {
+  return isa == Isa::kAmx ? "onednn-amx" : "onednn-avx512_bf16";
+}
+
+}  // namespace amxt::kernels
+
+#if AMXT_HAVE_DNNL
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "base/buffer.h"
+#include "kernels/gemm_transpose.h"
+
+namespace amxt::kernels {
+namespace {
+
+enum class Product : int64_t { kForward, kGradInput, kGradWeight };
+constexpr const char* kProductNames[] = {"forward", "grad_input", "grad_weight"};
+
+// C[M,N] (+)= A[M,P] B[P,N]; A runs along p, B is [P,N], or [N,P] for the forward product. dW's A is dY in memory, [P,M].
+struct Problem {
+  Product product;
+  int64_t M, N, P, lda, ldb, ldc;
+  bool to_float, accumulate;
+
+  auto key() const {
+    return std::array<int64_t, 9>{
+        static_cast<int64_t>(product), M, N, P, lda, ldb, ldc, to_float, accumulate};
+  }
+  std::string text() const {
+    return fmt::format("{}: M x N x P {} x {} x {}, row strides {}, {}, {}, bf16 x bf16 -> {}{}",
+                       kProductNames[static_cast<int64_t>(product)], M, N, P, lda, ldb, ldc,
+                       to_float ? "f32" : "bf16", accumulate ? " added" : "");
+  }
+};
+
+// Distance between the rows of dY transposed: whole cache lines, an odd number of them, so that 16 rows fall into 16 sets.
+int64_t transposed_ld(int64_t tokens) { return (tokens + 31) / 32 * 32 | 32; }
+
+// Block of C of one task: fixed by the problem, never by the number of threads.
+struct Blocks {
+  int64_t rows, columns;
+};
+
+Blocks blocks_of(const Problem& problem) {
+  if (problem.product == Product::kGradWeight)
+    return {std::min<int64_t>(problem.M, 512), problem.N};
+  return {problem.M, std::min<int64_t>(problem.N, 1024)};
+}
+
+struct Handles {
+  dnnl_memory_t a = nullptr, b = nullptr, c = nullptr, scratch = nullptr;
+};
+
+// One shape of block: its primitive, and for each thread the memory objects that carry the pointers of a call.
+struct Piece {
+  dnnl_primitive_t primitive = nullptr;
+  int64_t scratch_bytes = 0;
+  std::vector<Handles> threads;
+};
+
+// All blocks of a problem: whole ones, and the last of each row and column.
+struct Plan {
+  Blocks blocks;
+  Piece pieces[2][2];
+};
+
+int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+class OnednnGemm final : public Gemm<bf16> {
+ public:
+  OnednnGemm(ThreadPool* pool, Isa isa, const Onednn* api) : pool_(pool), isa_(isa), api_(*api) {
+    name_ = onednn_gemm_name(isa);
+    candidates_.push_back({name_, ""});
+  }
+
+  ~OnednnGemm() override {
+    drop_plans();
+    for (dnnl_stream_t stream : streams_) api_.stream_destroy(stream);
+  }
+
+  Status prepare_threads() {
+    streams_.reserve(static_cast<size_t>(pool_->threads()));
+    for (int i = 0; i < pool_->threads(); ++i) {
+      dnnl_stream_t stream = nullptr;
+      const dnnl_status_t status =
+          api_.stream_create(&stream, api_.engine, dnnl_stream_default_flags);
+      if (status != dnnl_success) {
+        return Error(Code::kUnsupported,
+                     fmt::format("oneDNN: no stream: {}", onednn_status_name(status)));
+      }
+      streams_.push_back(stream);
+    }
+    return {};
+  }
+
+  Status forward(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx, const bf16* w,
+                 int64_t ldw, bf16* y, int64_t ldy) override {
+    return multiply({Product::kForward, T, N, K, ldx, ldw, ldy, false, false}, x, w, y);
+  }
+  Status forward_float(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx, const bf16* w,
+                       int64_t ldw, float* y, int64_t ldy) override {
+    return multiply({Product::kForward, T, N, K, ldx, ldw, ldy, true, false}, x, w, y);
+  }
+  Status grad_input(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy, const bf16* w,
+                    int64_t ldw, bf16* dx, int64_t lddx) override {
+    return multiply({Product::kGradInput, T, K, N, lddy, ldw, lddx, false, false}, dy, w, dx);
+  }
+  Status grad_input_float(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
+                          const bf16* w, int64_t ldw, float* dx, int64_t lddx,
+                          bool accumulate) override {
+    return multiply({Product::kGradInput, T, K, N, lddy, ldw, lddx, true, accumulate}, dy, w, dx);
+  }
+  Status grad_weight(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy, const bf16* x,
+                     int64_t ldx, float* dw, int64_t lddw, bool accumulate) override {
+    return multiply({Product::kGradWeight, N, K, T, lddy, ldx, lddw, true, accumulate}, dy, x, dw);
+  }
+  bool one_order() const override { return false; }
+
+ private:
+  Error failed(const Problem& problem, const char* what, dnnl_status_t status) const {
+    const Code code = status == dnnl_out_of_memory ? Code::kOutOfMemory : Code::kInternal;
+    return Error(code, fmt::format("oneDNN ({}): {}: {}: {}", isa_name(isa_), problem.text(), what,
+                                   onednn_status_name(status)));
+  }
+
+  void drop(Piece* piece) const {
+    for (const Handles& handles : piece->threads) {
+      for (dnnl_memory_t memory : {handles.a, handles.b, handles.c, handles.scratch}) {
+        if (memory != nullptr) api_.memory_destroy(memory);
+      }
+    }
+    if (piece->primitive != nullptr) api_.primitive_destroy(piece->primitive);
+    *piece = Piece();
+  }
+  void drop(Plan* plan) const {
+    for (auto& row : plan->pieces) {
+      for (Piece& piece : row) drop(&piece);
+    }
+  }
+  void drop_plans() {
+    for (auto& [key, plan] : plans_) drop(&plan);
+    plans_.clear();
+  }
+
+  // A block of rows x columns of the problem as oneDNN's primitive.
+  dnnl_status_t prepare_piece(const Problem& problem, int64_t rows, int64_t columns, Piece* piece) {
+    const int64_t lda =
+        problem.product == Product::kGradWeight ? transposed_ld(problem.P) : problem.lda;
+    const dnnl_dims_t a_dims = {rows, problem.P}, a_strides = {lda, 1};
+    const dnnl_dims_t b_dims = {problem.P, columns};
+    const dnnl_dims_t b_along = {1, problem.ldb}, b_across = {problem.ldb, 1};
+    const dnnl_dims_t c_dims = {rows, columns}, c_strides = {problem.ldc, 1};
+    dnnl_memory_desc_t a = nullptr, b = nullptr, c = nullptr;
+    dnnl_post_ops_t post_ops = nullptr;
+    dnnl_primitive_attr_t attributes = nullptr;
+    dnnl_primitive_desc_t description = nullptr;
+    const auto prepare = [&]() -> dnnl_status_t {
+#define AMXT_DNNL_TRY(call) \
+  if (const dnnl_status_t s = api_.call; s != dnnl_success) return s
+      AMXT_DNNL_TRY(memory_desc_create_with_strides(&a, 2, a_dims, dnnl_bf16, a_strides));
+      AMXT_DNNL_TRY(memory_desc_create_with_strides(
+          &b, 2, b_dims, dnnl_bf16, problem.product == Product::kForward ? b_along : b_across));
+      AMXT_DNNL_TRY(memory_desc_create_with_strides(
+          &c, 2, c_dims, problem.to_float ? dnnl_f32 : dnnl_bf16, c_strides));
+      AMXT_DNNL_TRY(primitive_attr_create(&attributes));
+      AMXT_DNNL_TRY(primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
+      if (problem.accumulate) {
+        AMXT_DNNL_TRY(post_ops_create(&post_ops));
+        AMXT_DNNL_TRY(post_ops_append_sum(post_ops, 1.0f, 0, dnnl_data_type_undef));
+        AMXT_DNNL_TRY(primitive_attr_set_post_ops(attributes, post_ops));
+      }
+      AMXT_DNNL_TRY(
+          matmul_primitive_desc_create(&description, api_.engine, a, b, nullptr, c, attributes));
+      AMXT_DNNL_TRY(primitive_create(&piece->primitive, description));
+      const const_dnnl_memory_desc_t scratch =
+          api_.primitive_desc_query_md(description, dnnl_query_scratchpad_md, 0);
+      piece->scratch_bytes = static_cast<int64_t>(api_.memory_desc_get_size(scratch));
+      piece->threads.resize(static_cast<size_t>(pool_->threads()));
+      for (Handles& handles : piece->threads) {
+        AMXT_DNNL_TRY(memory_create(&handles.a, a, api_.engine, nullptr));
+        AMXT_DNNL_TRY(memory_create(&handles.b, b, api_.engine, nullptr));
+        AMXT_DNNL_TRY(memory_create(&handles.c, c, api_.engine, nullptr));
+        AMXT_DNNL_TRY(memory_create(&handles.scratch, scratch, api_.engine, nullptr));
+      }
+#undef AMXT_DNNL_TRY
+      return dnnl_success;
+    };
+    const dnnl_status_t status = prepare();
+    if (description != nullptr) api_.primitive_desc_destroy(description);
+    if (attributes != nullptr) api_.primitive_attr_destroy(attributes);
+    if (post_ops != nullptr) api_.post_ops_destroy(post_ops);
+    for (dnnl_memory_desc_t desc : {a, b, c}) {
+      if (desc != nullptr) api_.memory_desc_destroy(desc);
+    }
+    return status;
+  }
+
+  // Bytes of one thread's arena: dY transposed, then oneDNN's scratchpad.
+  static int64_t transposed_bytes(const Problem& problem, const Blocks& blocks) {
+    if (problem.product != Product::kGradWeight) return 0;
+    return whole_lines(blocks.rows * transposed_ld(problem.P) * int64_t{sizeof(bf16)});
+  }
+
+  Status grow_arena(int64_t bytes) {
+    if (bytes <= arena_bytes_) return {};
+    arena_.reset();
+    arena_bytes_ = 0;
+    AMXT_ASSIGN(arena_,
+                Buffer::allocate(bytes * pool_->threads(), "scratch of the matrix product"));
+    arena_bytes_ = bytes;
+    return {};
+  }
+
+  Result<Plan*> plan_of(const Problem& problem) {
+    if (const auto found = plans_.find(problem.key()); found != plans_.end()) return &found->second;
+    // A model has some tens of shapes; a bound in case that a host feeds ever new ones.
+    constexpr size_t kMostPlans = 512;
+    if (plans_.size() >= kMostPlans) drop_plans();
+    api_.run_single_threaded();
+    Plan plan;
+    plan.blocks = blocks_of(problem);
+    int64_t scratch = 0;
+    for (const int last_row : {0, 1}) {
+      const int64_t rows = last_row ? problem.M % plan.blocks.rows : plan.blocks.rows;
+      for (const int last_column : {0, 1}) {
+        const int64_t columns = last_column ? problem.N % plan.blocks.columns : plan.blocks.columns;
+        if (rows == 0 || columns == 0) continue;
+        Piece& piece = plan.pieces[last_row][last_column];
+        const dnnl_status_t status = prepare_piece(problem, rows, columns, &piece);
+        if (status != dnnl_success) {
+          drop(&plan);
+          return failed(problem, fmt::format("preparing {} x {}", rows, columns).c_str(), status);
+        }
+        scratch = std::max(scratch, piece.scratch_bytes);
+      }
+    }
+    if (Status grown = grow_arena(transposed_bytes(problem, plan.blocks) + whole_lines(scratch));
+        !grown) {
+      drop(&plan);
+      return std::move(grown).error();
+    }
+    return &plans_.emplace(problem.key(), std::move(plan)).first->second;
+  }
+
+  template <typename C>
+  dnnl_status_t run_block(const Problem& problem, const Plan& plan, int64_t row, int64_t column,
+                          int thread, const bf16* a, const bf16* b, C* c) const {
+    const int64_t rows = std::min(plan.blocks.rows, problem.M - row);
+    const int64_t columns = std::min(plan.blocks.columns, problem.N - column);
+    const Piece& piece = plan.pieces[rows < plan.blocks.rows][columns < plan.blocks.columns];
+    const Handles& handles = piece.threads[static_cast<size_t>(thread)];
+    std::byte* const arena = arena_.data() + thread * arena_bytes_;
+    const bf16* a_block = a + row * problem.lda;
+    if (problem.product == Product::kGradWeight) {
+      bf16* const transposed = reinterpret_cast<bf16*>(arena);
+      transpose_avx512(problem.P, rows, a + row, problem.lda, transposed, transposed_ld(problem.P));
+      a_block = transposed;
+    }
+    const bf16* b_block =
+        problem.product == Product::kForward ? b + column * problem.ldb : b + column;
+    const std::pair<dnnl_memory_t, const void*> pointers[] = {
+        {handles.a, a_block},
+        {handles.b, b_block},
+        {handles.c, c + row * problem.ldc + column},
+        {handles.scratch, arena + transposed_bytes(problem, plan.blocks)}};
+    for (const auto& [memory, pointer] : pointers) {
+      const dnnl_status_t status = api_.memory_set_data_handle(memory, const_cast<void*>(pointer));
+      if (status != dnnl_success) return status;
+    }
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, handles.a},
+                                         {DNNL_ARG_WEIGHTS, handles.b},
+                                         {DNNL_ARG_DST, handles.c},
+                                         {DNNL_ARG_SCRATCHPAD, handles.scratch}};
+    return api_.primitive_execute(piece.primitive, streams_[static_cast<size_t>(thread)],
+                                  std::size(arguments), arguments);
+  }
+
+  template <typename C>
+  Status multiply(const Problem& problem, const bf16* a, const bf16* b, C* c) {
+    if (problem.M == 0 || problem.N == 0) return {};
+    if (problem.P == 0) {
+      if (problem.accumulate) return {};
+      for (int64_t i = 0; i < problem.M; ++i) {
+        std::memset(c + i * problem.ldc, 0, static_cast<size_t>(problem.N) * sizeof(C));
+      }
+      return {};
+    }
+    AMXT_ASSIGN(const Plan* const plan, plan_of(problem));
+    const int64_t down = (problem.M + plan->blocks.rows - 1) / plan->blocks.rows;
+    const int64_t across = (problem.N + plan->blocks.columns - 1) / plan->blocks.columns;
+    std::atomic<int> worst{dnnl_success};
+    pool_->run(down * across, [&](int64_t task, int thread) {
+      api_.run_single_threaded();
+      const dnnl_status_t status = run_block(problem, *plan, task % down * plan->blocks.rows,
+                                             task / down * plan->blocks.columns, thread, a, b, c);
+      if (status != dnnl_success) worst.store(status, std::memory_order_relaxed);
+    });
+    const auto status = static_cast<dnnl_status_t>(worst.load(std::memory_order_relaxed));
+    if (status != dnnl_success) return failed(problem, "running", status);
+    return {};
+  }
+
+  ThreadPool* pool_;
+  Isa isa_;
+  const Onednn& api_;
+  std::vector<dnnl_stream_t> streams_;
+  std::map<std::array<int64_t, 9>, Plan> plans_;
+  Buffer arena_;
+  int64_t arena_bytes_ = 0;  // of one thread
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Gemm<bf16>>> create_onednn_gemm(ThreadPool* pool, Isa isa) {
+  AMXT_ASSIGN(const Onednn* api, onednn(isa));
+  auto gemm = std::make_unique<OnednnGemm>(pool, isa, api);
+  AMXT_TRY(gemm->prepare_threads());
+  return std::unique_ptr<Gemm<bf16>>(std::move(gemm));
+}
+
+}  // namespace amxt::kernels
+
+#else
+
+namespace amxt::kernels {
+
+Result<std::unique_ptr<Gemm<bf16>>> create_onednn_gemm(ThreadPool*, Isa) {
+  return Error(Code::kUnsupported, onednn_info().reason);
+}
+
+}  // namespace amxt::kernels
+
+#endif

@@ -1,0 +1,197 @@
+#include "kernels/onednn.h"
+
+#include <dlfcn.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+
+#include "base/text.h"
+
+namespace amxt::kernels {
+
+#if AMXT_HAVE_DNNL
+namespace {
+
+// Where this code lies: the folder of libamxtrain, or of the program that holds it.
+std::string own_folder() {
+  Dl_info info = {};
+  std::string path;
+  if (dladdr(reinterpret_cast<const void*>(&onednn_info), &info) != 0 &&
+      info.dli_fname != nullptr) {
+    if (char* real = realpath(info.dli_fname, nullptr); real != nullptr) {
+      path = real;
+      std::free(real);
+    }
+  }
+  if (path.empty()) {  // a program found through PATH has no folder in its name
+    char link[PATH_MAX];
+    const ssize_t length = readlink("/proc/self/exe", link, sizeof link);
+    if (length > 0) path.assign(link, static_cast<size_t>(length));
+  }
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, slash);
+}
+
+std::string library_path() {
+  const char* wished = std::getenv("AMXTRAIN_DNNL_LIBRARY");
+  if (wished != nullptr && *wished != '\0') return wished;
+  return own_folder() + "/" + AMXT_DNNL_FILE;
+}
+
+struct Library {
+  OnednnInfo info;
+  Onednn table;
+  std::mutex mutex;  // of what follows
+  bool isa_fixed = false;
+  Isa isa = Isa::kAvx2;
+};
+
+// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind RTLD_DEEPBIND.
+constexpr int open_flags() {
+#if defined(AMXT_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return RTLD_NOW | RTLD_LOCAL;
+#else
+  return RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
+#endif
+}
+
+void open_library(Library* library) {
+  OnednnInfo& info = library->info;
+  Onednn& table = library->table;
+  info.path = library_path();
+  void* handle = dlopen(info.path.c_str(), open_flags());
+  if (handle == nullptr) {
+    const char* error = dlerror();
+    info.reason = fmt::format("{} could not be opened: {}", quote(info.path),
+                              error != nullptr ? error : "no reason given");
+    return;
+  }
+  const char* missing = nullptr;
+#define AMXT_DNNL_LOAD(name)                                                         \
+  table.name = reinterpret_cast<decltype(table.name)>(dlsym(handle, "dnnl_" #name)); \
+  if (table.name == nullptr) missing = "dnnl_" #name;
+  AMXT_DNNL_FUNCTIONS(AMXT_DNNL_LOAD)
+#undef AMXT_DNNL_LOAD
+  if (missing != nullptr) {
+    info.reason = fmt::format("{} has no function {}", quote(info.path), missing);
+    return;
+  }
+  // Absent from a build of oneDNN without OpenMP: then it has to be a sequential one, whose products run in the caller.
+  table.omp_set_num_threads =
+      reinterpret_cast<decltype(table.omp_set_num_threads)>(dlsym(handle, "omp_set_num_threads"));
+  const dnnl_version_t* version = table.version();
+  info.version = fmt::format("{}.{}.{}", version->major, version->minor, version->patch);
+  if (version->major != DNNL_VERSION_MAJOR) {
+    info.reason = fmt::format("{} is oneDNN {}, and {}.x is needed", quote(info.path), info.version,
+                              DNNL_VERSION_MAJOR);
+    return;
+  }
+  if (table.omp_set_num_threads == nullptr && version->cpu_runtime != DNNL_RUNTIME_SEQ) {
+    info.reason =
+        fmt::format("{} has neither the OpenMP nor the sequential runtime", quote(info.path));
+    return;
+  }
+  info.loaded = true;
+}
+
+Library& library() {
+  // Never closed: the OpenMP runtime behind it can't be unloaded.
+  static Library* const opened = [] {
+    auto fresh = std::make_unique<Library>();
+    open_library(fresh.get());
+    return fresh.release();
+  }();
+  return *opened;
+}
+
+Error unsupported(std::string reason) { return Error(Code::kUnsupported, std::move(reason)); }
+
+// Caps oneDNN before its first primitive and makes the engine.
+Status fix_isa(Library* opened, Isa isa) {
+  Onednn& table = opened->table;
+  // Without a cap, AMX includes what newer CPUs add to it.
+  if (isa != Isa::kAmx) table.set_max_cpu_isa(dnnl_cpu_isa_avx512_core_bf16);
+  const int needed =
+      isa == Isa::kAmx ? dnnl_cpu_isa_avx512_core_amx : dnnl_cpu_isa_avx512_core_bf16;
+  const int effective = table.get_effective_cpu_isa();
+  if ((effective & needed) != needed) {
+    return unsupported(fmt::format(
+        "oneDNN {} uses instruction set {:#x} and {:#x} is needed{}", opened->info.version,
+        effective, needed,
+        std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr ? " (ONEDNN_MAX_CPU_ISA is set)" : ""));
+  }
+  if (const dnnl_status_t status = table.engine_create(&table.engine, dnnl_cpu, 0);
+      status != dnnl_success) {
+    return unsupported(fmt::format("oneDNN {}: no CPU engine: {}", opened->info.version,
+                                   onednn_status_name(status)));
+  }
+  return {};
+}
+
+}  // namespace
+
+void Onednn::run_single_threaded() const {
+  thread_local bool done = false;
+  if (done) return;
+  if (omp_set_num_threads != nullptr) omp_set_num_threads(1);
+  done = true;
+}
+
+Result<const Onednn*> onednn(Isa isa) {
+  if (isa < Isa::kAvx512Bf16) {
+    return unsupported(fmt::format("the instruction set is {}", isa_name(isa)));
+  }
+  Library& opened = library();
+  if (!opened.info.loaded) return unsupported(opened.info.reason);
+  const std::lock_guard lock(opened.mutex);
+  if (!opened.isa_fixed) {
+    opened.table.run_single_threaded();
+    AMXT_TRY(fix_isa(&opened, isa));
+    opened.isa_fixed = true;
+    opened.isa = isa;
+  }
+  if (opened.isa != isa) {
+    return unsupported(fmt::format("oneDNN was first used with {} in this process, and {} is asked",
+                                   isa_name(opened.isa), isa_name(isa)));
+  }
+  return &opened.table;
+}
+
+const char* onednn_status_name(dnnl_status_t status) {
+  switch (status) {
+    case dnnl_success:
+      return "success";
+    case dnnl_out_of_memory:
+      return "out of memory";
+    case dnnl_invalid_arguments:
+      return "invalid arguments";
+    case dnnl_unimplemented:
+      return "unimplemented";
+    case dnnl_last_impl_reached:
+      return "last implementation reached";
+    case dnnl_runtime_error:
+      return "runtime error";
+    case dnnl_not_required:
+      return "not required";
+    default:
+      return "unknown status";
+  }
+}
+
+OnednnInfo onednn_info() { return library().info; }
+
+#else
+
+OnednnInfo onednn_info() {
+  OnednnInfo info;
+  info.reason = "amxtrain was built without oneDNN";
+  return info;
+}
+
+#endif
+
+}  // namespace amxt::kernels
