@@ -1,0 +1,762 @@
+#include "train/step.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <string>
+
+#include "base/text.h"
+#include "kernels/rows.h"
+
+namespace amxt::train {
+namespace {
+
+using model::Role;
+
+int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Hands out 64-byte-aligned pieces of `base`; with a null base it only adds up.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <typename T>
+  T* take(int64_t count) {
+    std::byte* at = base_ == nullptr ? nullptr : base_ + used_;
+    used_ += aligned(count * static_cast<int64_t>(sizeof(T)));
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  int64_t used_ = 0;
+};
+
+int64_t vocabulary_width(const model::ModelConfig& c) { return std::min(c.vocab_size, model::kVocabularyBlock); }
+
+// Elements that a micro-batch's place in the arena holds: a layer's pairs, or the head's, or the gradient of the embedding.
+int64_t slot_elements_per_row(const model::ModelConfig& c) {
+  return std::max(model::layer_gradients_elements_per_row(c), c.hidden_size + vocabulary_width(c));
+}
+
+// A layer's vector gradients and the final norm's.
+int64_t slot_floats_of(const model::ModelConfig& c) { return model::layer_gradients_floats(c) + c.hidden_size; }
+
+struct ProcessMemory {
+  int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
+};
+
+ProcessMemory process_memory() {
+  ProcessMemory memory;
+  std::ifstream file("/proc/self/smaps_rollup");
+  std::string line;
+  while (std::getline(file, line)) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos) continue;
+    const int64_t bytes = std::atoll(line.c_str() + colon + 1) * 1024;
+    const std::string_view key = std::string_view(line).substr(0, colon);
+    if (key == "Pss") memory.pss_bytes = bytes;
+    if (key == "Private_Clean" || key == "Private_Dirty") memory.private_bytes += bytes;
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  memory.peak_rss_bytes = usage.ru_maxrss * int64_t{1024};
+  return memory;
+}
+
+}  // namespace
+
+template <typename E>
+int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int64_t wave,
+                                   const store::Layout& layout) {
+  const int64_t rows = options.micro_batch * options.sequence_length, slots = ranks * wave;
+  Carver carver(nullptr);
+  carver.take<std::byte>(StepControl::shared_bytes());
+  carver.take<Mailbox>(ranks);
+  carver.take<double>(options.accumulate * ranks);
+  carver.take<double>(options.accumulate * ranks);
+  carver.take<double>(layout.panels());
+  carver.take<int32_t>(slots * rows);
+  carver.take<float>(slots * slot_floats_of(config));
+  carver.take<E>(slots * rows * slot_elements_per_row(config));
+  return carver.used();
+}
+
+template <typename E>
+int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int64_t wave, model::Keep keep) {
+  const int64_t rows = options.micro_batch * options.sequence_length;
+  const model::KeptSize size = model::kept_size(config, keep);
+  Carver carver(nullptr);
+  carver.take<E>((config.layers + 1) * wave * rows * config.hidden_size);
+  carver.take<E>(config.layers * wave * rows * size.elements_per_row);
+  carver.take<float>(config.layers * wave * rows * size.floats_per_row);
+  carver.take<E>(wave * rows * config.hidden_size);
+  carver.take<float>(wave * rows * config.hidden_size);
+  carver.take<float>(4 * wave * rows);
+  carver.take<float>(options.accumulate * rows);
+  return carver.used();
+}
+
+template <typename E>
+int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int threads) {
+  const int64_t rows = options.micro_batch * options.sequence_length;
+  const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
+  return model::Decoder<E>::scratch_bytes_needed(config, rows, options.sequence_length, threads) +
+         model::Head<E>::scratch_bytes_needed(config, rows) + aligned(kGradientRows * widest * 4);
+}
+
+template <typename E>
+Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts, Deadline deadline) {
+  std::unique_ptr<StepRunner> runner(new StepRunner(parts));
+  const model::ModelConfig& config = *parts.config;
+  const EffectiveOptions& options = *parts.options;
+  const int64_t rows = runner->micro_rows(), wave = parts.plan->wave;
+  AMXT_ASSIGN(runner->decoder_, model::Decoder<E>::create(config, parts.pool, parts.isa, parts.gemm, rows, options.sequence_length));
+  AMXT_ASSIGN(runner->head_, model::Head<E>::create(config, parts.pool, parts.isa, parts.gemm, rows));
+  AMXT_ASSIGN(runner->kept_, Buffer::allocate(kept_bytes(config, options, wave, parts.plan->keep), "kept activations"));
+  const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
+  AMXT_ASSIGN(runner->work_, Buffer::allocate(kGradientRows * widest * 4, "a block of a weight's gradient"));
+  AMXT_ASSIGN(runner->shared_, parts.group->share("the arena of a step",
+                                                  arena_bytes(config, options, runner->ranks(), wave, *parts.layout), deadline));
+  AMXT_TRY(runner->carve());
+  return runner;
+}
+
+template <typename E>
+Status StepRunner<E>::carve() {
+  const model::ModelConfig& config = *p_.config;
+  const int64_t rows = micro_rows(), wave = p_.plan->wave, slots = ranks() * wave, accumulate = p_.options->accumulate;
+  Carver shared(shared_.data());
+  control_ = std::make_unique<StepControl>(shared.template take<std::byte>(StepControl::shared_bytes()), p_.group);
+  mailbox_ = shared.template take<Mailbox>(ranks());
+  losses_ = shared.template take<double>(accumulate * ranks());
+  weights_ = shared.template take<double>(accumulate * ranks());
+  squares_ = shared.template take<double>(p_.layout->panels());
+  tokens_ = shared.template take<int32_t>(slots * rows);
+  slot_float_count_ = slot_floats_of(config);
+  floats_ = shared.template take<float>(slots * slot_float_count_);
+  slot_elements_ = rows * slot_elements_per_row(config);
+  arena_ = shared.template take<E>(slots * slot_elements_);
+
+  kept_size_ = model::kept_size(config, p_.plan->keep);
+  Carver kept(kept_.data());
+  inputs_ = kept.template take<E>((config.layers + 1) * wave * rows * config.hidden_size);
+  kept_elements_ = kept.template take<E>(config.layers * wave * rows * kept_size_.elements_per_row);
+  kept_floats_ = kept.template take<float>(config.layers * wave * rows * kept_size_.floats_per_row);
+  gradient_ = kept.template take<E>(wave * rows * config.hidden_size);
+  dnormed_ = kept.template take<float>(wave * rows * config.hidden_size);
+  loss_rows_ = kept.template take<float>(4 * wave * rows);
+  scale_ = kept.template take<float>(accumulate * rows);
+  block_ = work_.template as<float>();
+  embedding_rows_.reserve(static_cast<size_t>(slots * rows));
+  return {};
+}
+
+template <typename E>
+E* StepRunner<E>::slot(int rank, int64_t index) const {
+  return arena_ + (rank * p_.plan->wave + index) * slot_elements_;
+}
+
+template <typename E>
+float* StepRunner<E>::slot_floats(int rank, int64_t index) const {
+  return floats_ + (rank * p_.plan->wave + index) * slot_float_count_;
+}
+
+template <typename E>
+int32_t* StepRunner<E>::slot_tokens(int rank, int64_t index) const {
+  return tokens_ + (rank * p_.plan->wave + index) * micro_rows();
+}
+
+template <typename E>
+E* StepRunner<E>::input(int64_t layer, int64_t index) const {
+  return inputs_ + (layer * p_.plan->wave + index) * micro_rows() * p_.config->hidden_size;
+}
+
+template <typename E>
+model::Kept<E> StepRunner<E>::kept(int64_t layer, int64_t index, int64_t row_count) const {
+  const int64_t at = (layer * p_.plan->wave + index) * micro_rows();
+  return model::place_kept(*p_.config, p_.plan->keep, row_count, kept_elements_ + at * kept_size_.elements_per_row,
+                           kept_floats_ + at * kept_size_.floats_per_row);
+}
+
+template <typename E>
+model::Rows StepRunner<E>::rows(const Batch& batch, int64_t accumulation) const {
+  const int64_t first = accumulation * p_.options->micro_batch;
+  model::Rows rows;
+  rows.samples = std::min(p_.options->micro_batch, batch.samples - first);
+  rows.sequence = batch.sequence;
+  rows.position = batch.position.data() + first * batch.sequence;
+  rows.document_start = batch.document_start.data() + first * batch.sequence;
+  return rows;
+}
+
+template <typename E>
+model::LossRows StepRunner<E>::loss_rows(const Batch& batch, int64_t accumulation, int64_t index) const {
+  const int64_t wave_rows = p_.plan->wave * micro_rows(), at = index * micro_rows();
+  model::LossRows loss;
+  loss.target = batch.target.data() + accumulation * p_.options->micro_batch * batch.sequence;
+  loss.maximum = loss_rows_ + at;
+  loss.sum = loss_rows_ + wave_rows + at;
+  loss.target_logit = loss_rows_ + 2 * wave_rows + at;
+  loss.lse = loss_rows_ + 3 * wave_rows + at;
+  return loss;
+}
+
+template <typename E>
+int64_t StepRunner<E>::micro_batches(const Batch& batch) const {
+  return (batch.samples + p_.options->micro_batch - 1) / p_.options->micro_batch;
+}
+
+template <typename E>
+Status StepRunner<E>::check_batch(const Batch& batch, bool whole) const {
+  const int64_t most = p_.options->micro_batch * p_.options->accumulate;
+  if (whole ? batch.samples != most : batch.samples > most) {
+    return Error(Code::kInvalidArgument, fmt::format("the batch has {} samples; a step takes {}{} (micro-batch {} x accumulate {})", batch.samples,
+                                                     whole ? "" : "at most ", most, p_.options->micro_batch, p_.options->accumulate));
+  }
+  if (batch.sequence < (batch.samples > 0 ? 1 : 0) || batch.sequence > p_.options->sequence_length) {
+    return Error(Code::kInvalidArgument, fmt::format("the batch has rows of {} positions; the trainer takes 1 to {}", batch.sequence,
+                                                     p_.options->sequence_length));
+  }
+  return {};
+}
+
+// Loss weights per micro-batch, and what the metrics count.
+template <typename E>
+void StepRunner<E>::publish_counts(const Batch& batch) {
+  const int rank = p_.group->local_rank();
+  Mailbox& box = mailbox_[rank];
+  box = {};
+  box.tokens = batch.tokens;
+  box.bad_micro_batch = box.bad_layer = box.bad_tensor = -1;
+  box.micro_rows = p_.options->micro_batch * batch.sequence;
+  for (int64_t a = 0; a < p_.options->accumulate; ++a) {
+    double weight = 0;
+    if (a < micro_batches(batch)) {
+      const model::Rows r = rows(batch, a);
+      const float* from = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
+      for (int64_t i = 0; i < r.count(); ++i) {
+        weight += from[i];
+        box.counted += from[i] != 0;
+      }
+    }
+    weights_[order(a, rank)] = weight;
+    losses_[order(a, rank)] = 0;
+  }
+}
+
+// d(objective) / d(loss of a row).
+template <typename E>
+void StepRunner<E>::set_scales(const Batch& batch) {
+  const int64_t all = p_.options->accumulate * ranks();
+  double total = 0;
+  for (int64_t k = 0; k < all; ++k) total += weights_[k];
+  for (int64_t a = 0; a < micro_batches(batch); ++a) {
+    const bool by_tokens = p_.options->loss_average == LossAverage::kTokens;
+    const double divisor = by_tokens ? total : weights_[order(a, p_.group->local_rank())] * static_cast<double>(all);
+    const float factor = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0f;
+    const int64_t first = a * p_.options->micro_batch * batch.sequence, n = rows(batch, a).count();
+    for (int64_t i = 0; i < n; ++i) scale_[a * micro_rows() + i] = batch.weight[static_cast<size_t>(first + i)] * factor;
+  }
+}
+
+template <typename E>
+Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep) {
+  for (int64_t i = 0; i < count; ++i) {
+    const model::Rows r = rows(batch, first + i);
+    const int32_t* token = batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
+    head_->embed(r.count(), token, p_.parameters->tensor(p_.layout->embedding()), input(0, i));
+  }
+  for (int64_t layer = 0; layer < p_.config->layers; ++layer) {
+    AMXT_TRY(control_->poll());
+    const model::LayerWeights<E> weights = p_.parameters->acquire(layer);
+    for (int64_t i = 0; i < count; ++i) {
+      const model::Rows r = rows(batch, first + i);
+      const model::Kept<E> kept_here = keep ? kept(layer, i, r.count()) : model::Kept<E>{};
+      AMXT_TRY(decoder_->forward(weights, r, input(layer, i), input(layer + 1, i), kept_here));
+    }
+    p_.parameters->release(layer);
+  }
+  return {};
+}
+
+template <typename E>
+Status StepRunner<E>::head_forward(const Batch& batch, int64_t first, int64_t count) {
+  const int rank = p_.group->local_rank();
+  const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size;
+  const E* norm = p_.parameters->tensor(p_.layout->find(Role::kFinalNorm, p_.config->layers));
+  const E* head = p_.parameters->tensor(p_.layout->head());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = rows(batch, first + i).count();
+    head_->normalise(n, input(p_.config->layers, i), norm, slot(rank, i));
+    head_->begin(n, loss_rows(batch, first + i, i));
+  }
+  for (int64_t row = 0; row < V; row += model::kVocabularyBlock) {
+    AMXT_TRY(control_->poll());
+    for (int64_t i = 0; i < count; ++i) {
+      AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(rank, i), head + row * D, row,
+                                    std::min(model::kVocabularyBlock, V - row), loss_rows(batch, first + i, i)));
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t a = first + i, n = rows(batch, a).count();
+    const model::LossRows loss = loss_rows(batch, a, i);
+    head_->finish(n, loss);
+    const float* weight = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
+    double sum = 0;
+    for (int64_t row = 0; row < n; ++row) {
+      if (weight[row] != 0) sum += static_cast<double>(weight[row]) * (static_cast<double>(loss.lse[row]) - static_cast<double>(loss.target_logit[row]));
+    }
+    losses_[order(a, rank)] = sum;
+    Mailbox& box = mailbox_[rank];
+    if (!std::isfinite(sum) && box.bad_micro_batch < 0) {
+      box.bad_micro_batch = a;
+      box.bad_layer = find_bad_layer(i);
+    }
+  }
+  return {};
+}
+
+// The first layer whose output is not finite, `layers` when all are (then the head made it), for a message only.
+template <typename E>
+int64_t StepRunner<E>::find_bad_layer(int64_t index) const {
+  const int64_t n = micro_rows() * p_.config->hidden_size;
+  for (int64_t layer = 0; layer <= p_.config->layers; ++layer) {
+    const E* x = input(layer, index);
+    for (int64_t i = 0; i < n; ++i) {
+      if (!std::isfinite(to_float(x[i]))) return layer - 1;
+    }
+  }
+  return p_.config->layers;
+}
+
+template <typename E>
+Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+  const int rank = p_.group->local_rank();
+  const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size, width = vocabulary_width(*p_.config);
+  const E* head = p_.parameters->tensor(p_.layout->head());
+  const auto normed = [&](int r, int64_t i) -> const E* { return slot(r, i); };
+  const auto dlogits = [&](int r, int64_t i) -> const E* { return slot(r, i) + mailbox_[r].micro_rows * D; };
+  for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
+    const int64_t row = block * model::kVocabularyBlock, n_rows = std::min(model::kVocabularyBlock, V - row);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t a = first + i, n = rows(batch, a).count();
+      AMXT_TRY(head_->backward_block(n, slot(rank, i), head + row * D, row, n_rows, loss_rows(batch, a, i), scale_ + a * micro_rows(),
+                                     slot(rank, i) + n * D, width, dnormed_ + i * micro_rows() * D, block == 0));
+    }
+    AMXT_TRY(control_->barrier());
+    for (const store::OwnedRange& range : p_.layout->ranges(rank, p_.layout->head_deal(block))) {
+      AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dlogits, width, range.row_begin - row));
+    }
+    AMXT_TRY(control_->barrier());
+  }
+  const E* norm = p_.parameters->tensor(p_.layout->find(Role::kFinalNorm, p_.config->layers));
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = rows(batch, first + i).count();
+    head_->norm_backward(n, input(p_.config->layers, i), norm, dnormed_ + i * micro_rows() * D, gradient_ + i * micro_rows() * D,
+                         slot_floats(rank, i) + model::layer_gradients_floats(*p_.config));
+  }
+  return {};
+}
+
+template <typename E>
+Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+  const int rank = p_.group->local_rank();
+  const int64_t D = p_.config->hidden_size;
+  for (int64_t layer = p_.config->layers - 1; layer >= 0; --layer) {
+    const model::LayerWeights<E> weights = p_.parameters->acquire(layer);
+    for (int64_t i = 0; i < count; ++i) {
+      AMXT_TRY(control_->poll());
+      const model::Rows r = rows(batch, first + i);
+      AMXT_TRY(decoder_->backward(weights, r, input(layer, i), kept(layer, i, r.count()), gradient_ + i * micro_rows() * D,
+                                  model::place_layer_gradients(*p_.config, r.count(), slot(rank, i), slot_floats(rank, i))));
+    }
+    p_.parameters->release(layer);
+    AMXT_TRY(control_->barrier());
+    AMXT_TRY(layer_weight_gradients(layer, count, first_wave));
+    AMXT_TRY(control_->barrier());
+  }
+  return {};
+}
+
+template <typename E>
+Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x, Locator dy, int64_t lddy,
+                                      int64_t first_column) {
+  const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+  const bool as_bf16 = p_.parameters->gradients_are_bf16();
+  for (int64_t row = 0; row < range.rows(); row += kGradientRows) {
+    const int64_t n = std::min(kGradientRows, range.rows() - row);
+    float* to = as_bf16 ? block_ : p_.parameters->gradient_float(range) + row * K;
+    bool add = !first_wave;
+    for (int64_t i = 0; i < count; ++i) {
+      for (int rank = 0; rank < ranks(); ++rank) {
+        AMXT_TRY(p_.gemm->grad_weight(mailbox_[rank].micro_rows, n, K, dy(rank, i) + first_column + row, lddy, x(rank, i), K, to, K, add));
+        add = true;
+      }
+    }
+    if (as_bf16) {
+      bf16* kept = p_.parameters->gradient_bf16(range) + row * K;
+      p_.pool->run_blocks(n * K, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
+        kernels::convert(p_.isa, end - begin, block_ + begin, kept + begin);
+      });
+    }
+  }
+  return {};
+}
+
+template <typename E>
+void StepRunner<E>::vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, FunctionRef<void(int, int64_t, float*)> add) {
+  const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+  const bool as_bf16 = p_.parameters->gradients_are_bf16();
+  float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range);
+  if (first_wave) std::fill_n(sum, n, 0.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int rank = 0; rank < ranks(); ++rank) add(rank, i, sum);
+  }
+  if (as_bf16) kernels::convert(p_.isa, n, sum, p_.parameters->gradient_bf16(range));
+}
+
+template <typename E>
+Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool first_wave) {
+  const model::ModelConfig& c = *p_.config;
+  const int me = p_.group->local_rank();
+  const int64_t D = c.hidden_size, Q = c.query_size(), KV = c.kv_size(), I = c.intermediate_size, W = Q + 2 * KV;
+  const auto pairs = [&](int rank, int64_t i) {
+    return model::place_layer_gradients(c, mailbox_[rank].micro_rows, slot(rank, i), slot_floats(rank, i));
+  };
+  const auto normed = [&](int r, int64_t i) -> const E* { return pairs(r, i).normed; };
+  const auto dqkv = [&](int r, int64_t i) -> const E* { return pairs(r, i).dqkv; };
+  const auto attention = [&](int r, int64_t i) -> const E* { return pairs(r, i).attention; };
+  const auto dmiddle = [&](int r, int64_t i) -> const E* { return pairs(r, i).dmiddle; };
+  const auto normed_post = [&](int r, int64_t i) -> const E* { return pairs(r, i).normed_post; };
+  const auto dgate_up = [&](int r, int64_t i) -> const E* { return pairs(r, i).dgate_up; };
+  const auto activated = [&](int r, int64_t i) -> const E* { return pairs(r, i).activated; };
+  const auto dout = [&](int r, int64_t i) -> const E* { return pairs(r, i).dout; };
+  // Gradient of a bias: the column sums of dY.
+  const auto bias = [&](const store::OwnedRange& range, Locator dy, int64_t ld, int64_t column) {
+    const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+    vector_gradient(range, count, first_wave, [&](int rank, int64_t i, float* sum) {
+      kernels::sum_rows(p_.isa, mailbox_[rank].micro_rows, n, dy(rank, i) + column, ld, sum);
+    });
+  };
+  const auto norm = [&](const store::OwnedRange& range, FunctionRef<const float*(int, int64_t)> partial) {
+    const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+    vector_gradient(range, count, first_wave,
+                    [&](int rank, int64_t i, float* sum) { kernels::accumulate(p_.isa, n, partial(rank, i), sum); });
+  };
+  for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->layer_deal(layer))) {
+    AMXT_TRY(control_->poll());
+    switch (p_.layout->specs()[static_cast<size_t>(range.tensor)].role) {
+      case Role::kQuery:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, range.row_begin));
+        break;
+      case Role::kKey:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + range.row_begin));
+        break;
+      case Role::kValue:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + KV + range.row_begin));
+        break;
+      case Role::kOutput:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, attention, dmiddle, D, range.row_begin));
+        break;
+      case Role::kGate:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I, range.row_begin));
+        break;
+      case Role::kUp:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I, I + range.row_begin));
+        break;
+      case Role::kDown:
+        AMXT_TRY(matrix_gradient(range, count, first_wave, activated, dout, D, range.row_begin));
+        break;
+      case Role::kQueryBias:
+        bias(range, dqkv, W, 0);
+        break;
+      case Role::kKeyBias:
+        bias(range, dqkv, W, Q);
+        break;
+      case Role::kValueBias:
+        bias(range, dqkv, W, Q + KV);
+        break;
+      case Role::kOutputBias:
+        bias(range, dmiddle, D, 0);
+        break;
+      case Role::kGateBias:
+        bias(range, dgate_up, 2 * I, 0);
+        break;
+      case Role::kUpBias:
+        bias(range, dgate_up, 2 * I, I);
+        break;
+      case Role::kDownBias:
+        bias(range, dout, D, 0);
+        break;
+      case Role::kInputNorm:
+        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dinput_norm; });
+        break;
+      case Role::kPostNorm:
+        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dpost_norm; });
+        break;
+      case Role::kQueryNorm:
+        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dquery_norm; });
+        break;
+      case Role::kKeyNorm:
+        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dkey_norm; });
+        break;
+      default:
+        return Error(Code::kInternal, fmt::format("tensor {} is not a layer's", p_.layout->specs()[static_cast<size_t>(range.tensor)].name));
+    }
+  }
+  if (layer == p_.config->layers - 1) {
+    for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->norm_deal())) {
+      norm(range, [&](int r, int64_t i) -> const float* { return slot_floats(r, i) + model::layer_gradients_floats(c); });
+    }
+  }
+  return {};
+}
+
+// Each rank adds, in order of k and position, the gradients of the tokens whose embedding rows it owns.
+template <typename E>
+Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+  const int me = p_.group->local_rank();
+  const int64_t D = p_.config->hidden_size;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = rows(batch, first + i).count();
+    std::memcpy(slot_tokens(me, i), batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence, static_cast<size_t>(n) * 4);
+    std::memcpy(slot(me, i), gradient_ + i * micro_rows() * D, static_cast<size_t>(n * D) * sizeof(E));
+  }
+  AMXT_TRY(control_->barrier());
+  const bool as_bf16 = p_.parameters->gradients_are_bf16();
+  const bool add_to_head = p_.layout->tied();
+  for (int64_t block = 0; block < p_.layout->vocabulary_blocks(); ++block) {
+    for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->embedding_deal(block))) {
+      if (first_wave && !add_to_head) {
+        if (as_bf16) {
+          std::fill_n(p_.parameters->gradient_bf16(range), range.rows() * D, bf16{0});
+        } else {
+          std::fill_n(p_.parameters->gradient_float(range), range.rows() * D, 0.0f);
+        }
+      }
+      embedding_rows_.clear();
+      uint64_t place = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        for (int rank = 0; rank < ranks(); ++rank) {
+          const int32_t* token = slot_tokens(rank, i);
+          for (int64_t t = 0; t < mailbox_[rank].micro_rows; ++t, ++place) {
+            if (token[t] < range.row_begin || token[t] >= range.row_end) continue;
+            embedding_rows_.push_back(static_cast<uint64_t>(token[t] - range.row_begin) << 32 | place);
+          }
+        }
+      }
+      std::sort(embedding_rows_.begin(), embedding_rows_.end());
+      // Source row of a place.
+      const auto source = [&](uint64_t at) -> const E* {
+        auto left = static_cast<int64_t>(at);
+        for (int64_t i = 0; i < count; ++i) {
+          for (int rank = 0; rank < ranks(); ++rank) {
+            if (left < mailbox_[rank].micro_rows) return slot(rank, i) + left * D;
+            left -= mailbox_[rank].micro_rows;
+          }
+        }
+        return nullptr;
+      };
+      for (size_t begin = 0; begin < embedding_rows_.size();) {
+        const uint64_t row = embedding_rows_[begin] >> 32;
+        float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range) + static_cast<int64_t>(row) * D;
+        bf16* kept = as_bf16 ? p_.parameters->gradient_bf16(range) + static_cast<int64_t>(row) * D : nullptr;
+        if (as_bf16) kernels::convert(p_.isa, D, kept, sum);
+        size_t end = begin;
+        for (; end < embedding_rows_.size() && embedding_rows_[end] >> 32 == row; ++end) {
+          kernels::accumulate(p_.isa, D, source(embedding_rows_[end] & 0xFFFFFFFF), sum);
+        }
+        if (as_bf16) kernels::convert(p_.isa, D, sum, kept);
+        begin = end;
+      }
+    }
+  }
+  return control_->barrier();
+}
+
+template <typename E>
+Status StepRunner<E>::phase_one(const Batch& batch) {
+  publish_counts(batch);
+  AMXT_TRY(control_->barrier());
+  set_scales(batch);
+  const int64_t wave = p_.plan->wave, accumulate = p_.options->accumulate;
+  for (int64_t first = 0; first < accumulate; first += wave) {
+    const int64_t count = std::min(wave, accumulate - first);
+    AMXT_TRY(forward_layers(batch, first, count, true));
+    AMXT_TRY(head_forward(batch, first, count));
+    AMXT_TRY(head_backward(batch, first, count, first == 0));
+    AMXT_TRY(layers_backward(batch, first, count, first == 0));
+    AMXT_TRY(embedding_backward(batch, first, count, first == 0));
+  }
+  mailbox_[p_.group->local_rank()].bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  return control_->barrier();
+}
+
+template <typename E>
+std::optional<Error> StepRunner<E>::nonfinite(const StepInput& step, double norm) const {
+  for (int64_t a = 0; a < p_.options->accumulate; ++a) {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      const Mailbox& box = mailbox_[rank];
+      if (box.bad_micro_batch != a) continue;
+      const std::string where = box.bad_layer < 0                     ? "the embedding"
+                                : box.bad_layer >= p_.config->layers ? "the head"
+                                                                     : fmt::format("layer {}", box.bad_layer);
+      return Error(Code::kNonfinite, fmt::format("step {}: the loss of rank {}, micro-batch {}, is not finite; first in the output of {}",
+                                                 step.step, rank, a, where))
+          .with_rank(rank);
+    }
+  }
+  for (int rank = 0; rank < ranks(); ++rank) {
+    if (mailbox_[rank].bad_tensor < 0) continue;
+    const std::string& name = p_.layout->specs()[static_cast<size_t>(mailbox_[rank].bad_tensor)].name;
+    return Error(Code::kNonfinite, fmt::format("step {}: the gradient of {} (rows of rank {}) is not finite", step.step, quote(name), rank))
+        .with_rank(rank);
+  }
+  if (!std::isfinite(norm)) return Error(Code::kNonfinite, fmt::format("step {}: the norm of the gradient is not finite", step.step));
+  return std::nullopt;
+}
+
+// What every rank computes from the same shared numbers in the same order.
+template <typename E>
+Status StepRunner<E>::agree(const StepInput& step, StepResult* result) {
+  const int64_t all = p_.options->accumulate * ranks();
+  double loss = 0, weight = 0, means = 0;
+  for (int64_t k = 0; k < all; ++k) {
+    loss += losses_[k];
+    weight += weights_[k];
+    if (weights_[k] > 0) means += losses_[k] / weights_[k];
+  }
+  if (p_.options->loss_average == LossAverage::kTokens) {
+    result->loss = weight > 0 ? loss / weight : 0;
+  } else {
+    result->loss = means / static_cast<double>(all);
+  }
+  double squares = 0;
+  for (int64_t panel = 0; panel < p_.layout->panels(); ++panel) squares += squares_[panel];
+  result->grad_norm = std::sqrt(squares);
+  result->tokens = result->counted = 0;
+  for (int rank = 0; rank < ranks(); ++rank) {
+    result->tokens += mailbox_[rank].tokens;
+    result->counted += mailbox_[rank].counted;
+  }
+  if (auto error = nonfinite(step, result->grad_norm)) {
+    if (p_.options->nonfinite == Nonfinite::kStop) return std::move(*error);
+    result->skipped = true;
+  }
+  return {};
+}
+
+template <typename E>
+void StepRunner<E>::publish_memory() {
+  const ProcessMemory memory = process_memory();
+  Mailbox& box = mailbox_[p_.group->local_rank()];
+  box.private_bytes = memory.private_bytes;
+  box.pss_bytes = memory.pss_bytes;
+  box.peak_rss_bytes = memory.peak_rss_bytes;
+}
+
+template <typename E>
+Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) {
+  const int64_t began = monotonic_ns();
+  StepResult result;
+  AMXT_TRY(control_->start(limits));
+  // From here on an error of this rank ends the attempt for all; whoever is first names the cause.
+  const auto leave = [&](Error error) -> Error {
+    if (static_cast<int>(error.code()) >= 100) return error;
+    if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
+    return error;
+  };
+  if (Status ok = check_batch(batch, true); !ok) return leave(std::move(ok).error());
+  if (Status ok = phase_one(batch); !ok) return leave(std::move(ok).error());
+  // Every rank comes to the same verdict from the same numbers: no rank needs to be told.
+  AMXT_TRY(agree(input, &result));
+  if (!input.commit) {
+    result.seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
+    return result;
+  }
+  AMXT_TRY(control_->commit());
+  if (!result.skipped) {
+    kernels::AdamwStep adamw;
+    adamw.learning_rate = static_cast<float>(input.learning_rate);
+    adamw.beta1 = static_cast<float>(p_.options->beta1);
+    adamw.beta2 = static_cast<float>(p_.options->beta2);
+    adamw.epsilon = static_cast<float>(p_.options->epsilon);
+    adamw.weight_decay = static_cast<float>(p_.options->weight_decay);
+    adamw.bias_correction1 = 1 - std::pow(p_.options->beta1, static_cast<double>(input.step));
+    adamw.bias_correction2 = 1 - std::pow(p_.options->beta2, static_cast<double>(input.step));
+    if (p_.options->clip > 0) adamw.gradient_scale = static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
+    p_.parameters->update(*p_.pool, p_.isa, adamw, p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
+  }
+  publish_memory();
+  mailbox_[p_.group->local_rank()].seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
+  if (Status ok = control_->finish(); !ok) {
+    failed_after_commit_ = true;
+    return std::move(ok).error();
+  }
+  for (int rank = 0; rank < ranks(); ++rank) {
+    const Mailbox& box = mailbox_[rank];
+    result.seconds = std::max(result.seconds, box.seconds);
+    result.pss_bytes += box.pss_bytes;
+    result.private_bytes += box.private_bytes;
+    result.peak_rss_bytes = std::max(result.peak_rss_bytes, box.peak_rss_bytes);
+  }
+  return result;
+}
+
+template <typename E>
+auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) -> Result<Evaluation> {
+  AMXT_TRY(control_->start(limits));
+  const auto leave = [&](Error error) -> Error {
+    if (static_cast<int>(error.code()) >= 100) return error;
+    if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
+    return error;
+  };
+  const auto compute = [&]() -> Status {
+    AMXT_TRY(check_batch(batch, false));
+    publish_counts(batch);
+    const int64_t wave = p_.plan->wave, all = micro_batches(batch);
+    for (int64_t first = 0; first < all; first += wave) {
+      const int64_t count = std::min(wave, all - first);
+      AMXT_TRY(forward_layers(batch, first, count, false));
+      AMXT_TRY(head_forward(batch, first, count));
+      for (int64_t i = 0; log_probabilities != nullptr && i < count; ++i) {
+        const model::LossRows loss = loss_rows(batch, first + i, i);
+        const int64_t at = (first + i) * p_.options->micro_batch * batch.sequence, n = rows(batch, first + i).count();
+        for (int64_t row = 0; row < n; ++row) {
+          log_probabilities[at + row] = loss.target[row] >= 0 ? loss.target_logit[row] - loss.lse[row] : 0.0f;
+        }
+      }
+    }
+    return control_->barrier();
+  };
+  if (Status ok = compute(); !ok) return leave(std::move(ok).error());
+  Evaluation evaluation;
+  for (int64_t k = 0; k < p_.options->accumulate * ranks(); ++k) {
+    evaluation.loss_sum += losses_[k];
+    evaluation.weight_sum += weights_[k];
+  }
+  for (int rank = 0; rank < ranks(); ++rank) evaluation.tokens += mailbox_[rank].counted;
+  return evaluation;
+}
+
+template <typename E>
+auto StepRunner<E>::exchange_memory(const StepControl::Limits& limits) -> Result<std::vector<MemoryUse>> {
+  AMXT_TRY(control_->start(limits));
+  publish_memory();
+  AMXT_TRY(control_->barrier());
+  std::vector<MemoryUse> all;
+  for (int rank = 0; rank < ranks(); ++rank) {
+    all.push_back({mailbox_[rank].private_bytes, mailbox_[rank].pss_bytes, mailbox_[rank].peak_rss_bytes});
+  }
+  return all;
+}
+
+template class StepRunner<float>;
+template class StepRunner<bf16>;
+
+}  // namespace amxt::train

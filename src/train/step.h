@@ -1,0 +1,178 @@
+// Step: one training step over all ranks of a node, from tokens to updated weights, as a transaction.
+//
+//   phase 1   per wave: embedding, layers (all micro-batches of the wave through one layer before the next), head and loss by blocks of the
+//             vocabulary; back through the layers: each rank computes dX of its micro-batches and leaves the pairs (X, dY) in the shared
+//             arena; barrier; each rank computes dW of the rows that it OWNS, over all micro-batches of the node in global order
+//   commit    global norm and finite check from sums that all ranks read in one order; one atomic decision
+//   phase 2   clip, AdamW on each rank's own rows, published by the barrier that ends the step
+//
+// Order of sums: micro-batch k = accumulation x world + rank; dW, loss and norm are added in order of k, in blocks that never cross a
+// micro-batch. So world size, waves, threads, and what is kept do not change a bit where the products keep one order
+// (kernels::Gemm::one_order) and gradients are fp32.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/function_ref.h"
+#include "base/thread_pool.h"
+#include "comm/group.h"
+#include "kernels/gemm.h"
+#include "model/decoder.h"
+#include "model/head.h"
+#include "store/parameters.h"
+#include "train/batch.h"
+#include "train/options.h"
+#include "train/plan.h"
+#include "train/step_control.h"
+
+namespace amxt::train {
+
+// What one step does to the state; everything that changes from step to step.
+struct StepInput {
+  int64_t step = 1;               // number of this step, from 1: for bias correction and messages
+  double learning_rate = 0;
+  bool commit = true;             // false: gradients only, nothing changes
+};
+
+struct StepResult {
+  double loss = 0;
+  double grad_norm = 0;           // before clipping
+  bool skipped = false;           // not finite, and the policy is to skip
+  int64_t tokens = 0;             // positions that are not padding, all ranks
+  int64_t counted = 0;            // targets that counted, all ranks
+  int64_t peak_rss_bytes = 0;     // largest rank
+  int64_t pss_bytes = 0;          // sum over ranks, now
+  int64_t private_bytes = 0;      // sum over ranks, now
+  double seconds = 0;
+};
+
+template <typename E>
+class StepRunner {
+ public:
+  struct Parts {
+    const model::ModelConfig* config;
+    const EffectiveOptions* options;
+    const MemoryPlan* plan;
+    const store::Layout* layout;
+    store::Parameters<E>* parameters;
+    comm::Group* group;
+    ThreadPool* pool;
+    Isa isa;
+    kernels::Gemm<E>* gemm;
+  };
+  // Collective on the node: the arena is made here. All buffers are allocated here, none in a step.
+  static Result<std::unique_ptr<StepRunner>> create(const Parts& parts, Deadline deadline);
+
+  // Collective. An error before the commit leaves the state untouched; one after it is told by committed_but_failed().
+  Result<StepResult> step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits);
+  bool committed_but_failed() const { return failed_after_commit_; }
+
+  // Collective. Mean-loss parts of one batch of any number of samples (at most a step's) without gradients: sum of weighted losses and of
+  // weights over all ranks, in order of k. log_probabilities: [samples, sequence] of the targets (0 where there is none), or null.
+  struct Evaluation {
+    double loss_sum = 0;
+    double weight_sum = 0;
+    int64_t tokens = 0;
+  };
+  Result<Evaluation> evaluate(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits);
+
+  StepControl& control() { return *control_; }
+  // Memory of all ranks, exchanged: each rank's private and proportional bytes. Collective.
+  struct MemoryUse {
+    int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
+  };
+  Result<std::vector<MemoryUse>> exchange_memory(const StepControl::Limits& limits);
+
+  static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int64_t wave, const store::Layout& layout);
+  static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int64_t wave, model::Keep keep);
+  static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int threads);
+
+ private:
+  // What a rank tells the others, in the shared arena.
+  struct Mailbox {
+    int64_t tokens;
+    int64_t counted;
+    int64_t bad_micro_batch;   // first micro-batch (accumulation index) whose loss is not finite, or -1
+    int64_t bad_layer;         // first layer whose output is not finite there, or -1
+    int64_t bad_tensor;        // first owned tensor with a gradient that is not finite, or -1
+    int64_t private_bytes, pss_bytes, peak_rss_bytes;
+    int64_t micro_rows;        // rows of a micro-batch of this rank in this step
+    double seconds;
+  };
+
+  explicit StepRunner(const Parts& parts) : p_(parts) {}
+  Status carve();
+  Status phase_one(const Batch& batch);
+  Status agree(const StepInput& input, StepResult* result);
+  Status check_batch(const Batch& batch, bool whole) const;
+  Status forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep);
+  Status head_forward(const Batch& batch, int64_t first, int64_t count);
+  Status head_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
+  Status layers_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
+  Status embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
+  void publish_counts(const Batch& batch);
+  void set_scales(const Batch& batch);
+  Status layer_weight_gradients(int64_t layer, int64_t count, bool first_wave);
+  // Where a rank's micro-batch of the wave keeps something.
+  using Locator = FunctionRef<const E*(int rank, int64_t index)>;
+  // dW rows of `range` += over the wave's micro-batches, in order, dY[:, first_column + row]^T X.
+  Status matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x, Locator dy, int64_t lddy,
+                         int64_t first_column);
+  // A vector's gradient += what `add` adds for each micro-batch, in order.
+  void vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, FunctionRef<void(int, int64_t, float*)> add);
+  int64_t find_bad_layer(int64_t slot) const;
+  std::optional<Error> nonfinite(const StepInput& input, double norm) const;
+  void publish_memory();
+  int64_t micro_batches(const Batch& batch) const;
+
+  model::Rows rows(const Batch& batch, int64_t accumulation) const;
+  model::LossRows loss_rows(const Batch& batch, int64_t accumulation, int64_t index) const;
+  model::Kept<E> kept(int64_t layer, int64_t index, int64_t row_count) const;
+  // Most rows of a micro-batch.
+  int64_t micro_rows() const { return p_.options->micro_batch * p_.options->sequence_length; }
+  int ranks() const { return p_.group->local_size(); }
+  // Micro-batch in the order of sums.
+  int64_t order(int64_t accumulation, int rank) const { return accumulation * ranks() + rank; }
+  E* slot(int rank, int64_t index) const;          // arena of a rank's micro-batch of the wave
+  float* slot_floats(int rank, int64_t index) const;
+  int32_t* slot_tokens(int rank, int64_t index) const;
+  E* input(int64_t layer, int64_t index) const;    // x of a layer (layers: output of the last), kept
+
+  Parts p_;
+  std::unique_ptr<model::Decoder<E>> decoder_;
+  std::unique_ptr<model::Head<E>> head_;
+  std::unique_ptr<StepControl> control_;
+  comm::SharedMemory shared_;
+  Buffer kept_, work_;
+  // Shared, within shared_.
+  Mailbox* mailbox_ = nullptr;       // [ranks]
+  double* losses_ = nullptr;         // [micro-batches] sum of weighted losses, in order k
+  double* weights_ = nullptr;        // [micro-batches] sum of weights
+  double* squares_ = nullptr;        // [panels] of gradients
+  int32_t* tokens_ = nullptr;        // [ranks, wave, rows]
+  float* floats_ = nullptr;          // [ranks, wave, floats of a slot]
+  E* arena_ = nullptr;               // [ranks, wave, elements of a slot]
+  int64_t slot_elements_ = 0, slot_float_count_ = 0;
+  // Private, within kept_ and work_.
+  E* inputs_ = nullptr;              // [layers + 1, wave, rows, D]
+  E* kept_elements_ = nullptr;
+  float* kept_floats_ = nullptr;
+  model::KeptSize kept_size_;
+  E* gradient_ = nullptr;            // [wave, rows, D] of the residual stream
+  float* dnormed_ = nullptr;         // [wave, rows, D]
+  float* loss_rows_ = nullptr;       // [4, wave, rows]
+  float* scale_ = nullptr;           // [accumulate, rows]
+  float* block_ = nullptr;           // [kGradientRows, widest] fp32 block of dW
+  std::vector<uint64_t> embedding_rows_;  // scratch: (row, place) of tokens whose embedding this rank owns
+  bool failed_after_commit_ = false;
+};
+
+// Rows of dW that are in fp32 scratch at a time when gradients are kept in bf16.
+inline constexpr int64_t kGradientRows = 256;
+
+}  // namespace amxt::train
