@@ -15,23 +15,25 @@
 namespace amxt::kernels {
 
 struct AttentionShape {
-  int64_t tokens = 0;      // T
-  int64_t heads = 0;       // H
-  int64_t kv_heads = 0;    // G, divides H
-  int64_t head_dim = 0;    // C, any even number up to 256
-  float scale = 0;         // 1 / sqrt(C)
+  int64_t tokens = 0;                       // T
+  int64_t heads = 0;                        // H
+  int64_t kv_heads = 0;                     // G, divides H
+  int64_t head_dim = 0;                     // C, any even number up to 256
+  float scale = 0;                          // 1 / sqrt(C)
   const int32_t* document_start = nullptr;  // [T], non-decreasing, document_start[t] <= t
 };
 
 // lse: [H, T] float, natural-log of the sum of exponentials of the scaled scores. `scratch` has attention_scratch_bytes() bytes, 64-byte
 // aligned. Parallel over (kv head, query block) on the pool; the bits do not depend on the number of threads.
 template <typename E>
-void attention_forward(ThreadPool& pool, Isa isa, const AttentionShape& shape, const E* q, int64_t ldq, const E* k, int64_t ldk,
-                       const E* v, int64_t ldv, E* out, int64_t ldo, float* lse, void* scratch);
+void attention_forward(ThreadPool& pool, Isa isa, const AttentionShape& shape, const E* q,
+                       int64_t ldq, const E* k, int64_t ldk, const E* v, int64_t ldv, E* out,
+                       int64_t ldo, float* lse, void* scratch);
 
 template <typename E>
-void attention_backward(ThreadPool& pool, Isa isa, const AttentionShape& shape, const E* q, int64_t ldq, const E* k, int64_t ldk,
-                        const E* v, int64_t ldv, const E* out, int64_t ldo, const float* lse, const E* dout, int64_t lddo, E* dq,
+void attention_backward(ThreadPool& pool, Isa isa, const AttentionShape& shape, const E* q,
+                        int64_t ldq, const E* k, int64_t ldk, const E* v, int64_t ldv, const E* out,
+                        int64_t ldo, const float* lse, const E* dout, int64_t lddo, E* dq,
                         int64_t lddq, E* dk, int64_t lddk, E* dv, int64_t lddv, void* scratch);
 
 // For both directions; grows with T x C and threads, not with T x T.
@@ -39,10 +41,11 @@ int64_t attention_scratch_bytes(const AttentionShape& shape, int threads);
 
 // Scalar truth, O(T^2) time, fp32.
 template <typename E>
-void attention_forward_ref(const AttentionShape& shape, const E* q, int64_t ldq, const E* k, int64_t ldk, const E* v, int64_t ldv,
-                           float* out, float* lse);
+void attention_forward_ref(const AttentionShape& shape, const E* q, int64_t ldq, const E* k,
+                           int64_t ldk, const E* v, int64_t ldv, float* out, float* lse);
 template <typename E>
-void attention_backward_ref(const AttentionShape& shape, const E* q, int64_t ldq, const E* k, int64_t ldk, const E* v, int64_t ldv,
-                            const E* dout, int64_t lddo, float* dq, float* dk, float* dv);
+void attention_backward_ref(const AttentionShape& shape, const E* q, int64_t ldq, const E* k,
+                            int64_t ldk, const E* v, int64_t ldv, const E* dout, int64_t lddo,
+                            float* dq, float* dk, float* dv);
 
 }  // namespace amxt::kernels

@@ -99,11 +99,11 @@ void attention_backward_ref(const AttentionShape& shape, const E* q, int64_t ldq
   }
 }
 
-#define AMXT_INSTANTIATE(E)                                                                       \
-  template void attention_forward_ref(const AttentionShape&, const E*, int64_t, const E*,         \
-                                      int64_t, const E*, int64_t, float*, float*);                \
-  template void attention_backward_ref(const AttentionShape&, const E*, int64_t, const E*,        \
-                                       int64_t, const E*, int64_t, const E*, int64_t, float*,     \
+#define AMXT_INSTANTIATE(E)                                                                        \
+  template void attention_forward_ref(const AttentionShape&, const E*, int64_t, const E*, int64_t, \
+                                      const E*, int64_t, float*, float*);                          \
+  template void attention_backward_ref(const AttentionShape&, const E*, int64_t, const E*,         \
+                                       int64_t, const E*, int64_t, const E*, int64_t, float*,      \
                                        float*, float*);
 AMXT_INSTANTIATE(float)
 AMXT_INSTANTIATE(bf16)

@@ -28,9 +28,11 @@ static inline float join_master(bf16 high, uint16_t low);
 static inline void split_master(float value, bf16* high, uint16_t* low);
 
 template <typename G>  // float or bf16 gradients
-void adamw_split(Isa isa, int64_t count, bf16* weight, uint16_t* low, float* m, float* v, const G* gradient, const AdamwStep& step);
+void adamw_split(Isa isa, int64_t count, bf16* weight, uint16_t* low, float* m, float* v,
+                 const G* gradient, const AdamwStep& step);
 template <typename G>
-void adamw_float(Isa isa, int64_t count, float* weight, float* m, float* v, const G* gradient, const AdamwStep& step);
+void adamw_float(Isa isa, int64_t count, float* weight, float* m, float* v, const G* gradient,
+                 const AdamwStep& step);
 
 // Sum of squares in double, in a fixed order for a given count; *finite becomes false when an element is not finite.
 template <typename G>

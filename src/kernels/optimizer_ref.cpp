@@ -14,9 +14,8 @@ float adamw_element(float p, float* m, float* v, float g, const AdamwStep& step)
   *m = toward < 0.5f ? std::fma(toward, g - *m, *m) : std::fma(toward - 1, g - *m, g);
   *v *= static_cast<float>(step.beta2);
   *v += static_cast<float>(1 - step.beta2) * g * g;
-  const float denominator =
-      std::sqrt(*v) / static_cast<float>(std::sqrt(step.bias_correction2)) +
-      static_cast<float>(step.epsilon);
+  const float denominator = std::sqrt(*v) / static_cast<float>(std::sqrt(step.bias_correction2)) +
+                            static_cast<float>(step.epsilon);
   return p + static_cast<float>(-(step.learning_rate / step.bias_correction1)) * *m / denominator;
 }
 
@@ -52,10 +51,10 @@ double sum_of_squares_ref(int64_t count, const G* values, bool* finite) {
   return sum;
 }
 
-#define AMXT_INSTANTIATE(G)                                                                       \
-  template void adamw_split_ref(int64_t, bf16*, uint16_t*, float*, float*, const G*,              \
-                                const AdamwStep&);                                                \
-  template void adamw_float_ref(int64_t, float*, float*, float*, const G*, const AdamwStep&);     \
+#define AMXT_INSTANTIATE(G)                                                                   \
+  template void adamw_split_ref(int64_t, bf16*, uint16_t*, float*, float*, const G*,          \
+                                const AdamwStep&);                                            \
+  template void adamw_float_ref(int64_t, float*, float*, float*, const G*, const AdamwStep&); \
   template double sum_of_squares_ref(int64_t, const G*, bool*);
 AMXT_INSTANTIATE(float)
 AMXT_INSTANTIATE(bf16)

@@ -180,7 +180,8 @@ void cross_entropy_gradient_ref(int64_t rows, int64_t n, const float* logits, in
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       const float hot = first + j == target[r] ? 1 : 0;
-      const float value = scale[r] == 0 ? 0 : scale[r] * (std::exp(logits[r * ld + j] - lse[r]) - hot);
+      const float value =
+          scale[r] == 0 ? 0 : scale[r] * (std::exp(logits[r * ld + j] - lse[r]) - hot);
       d[r * ldd + j] = from_float<E>(value);
     }
   }
@@ -203,7 +204,8 @@ void cross_entropy_gradient_ref(int64_t rows, int64_t n, const float* logits, in
   template void sum_rows_ref(int64_t, int64_t, const E*, int64_t, float*);                         \
   template void accumulate_ref(int64_t, const E*, float*);                                         \
   template void cross_entropy_gradient_ref(int64_t, int64_t, const float*, int64_t, int64_t,       \
-                                           const int32_t*, const float*, const float*, E*, int64_t);
+                                           const int32_t*, const float*, const float*, E*,         \
+                                           int64_t);
 AMXT_INSTANTIATE(float)
 AMXT_INSTANTIATE(bf16)
 #undef AMXT_INSTANTIATE
