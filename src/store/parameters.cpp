@@ -10,6 +10,17 @@ namespace {
 // Elements that one task of the optimizer takes, about: panels are never cut.
 constexpr int64_t kChunkElements = 128 * 1024;
 
+// Writes a byte of each page with what it holds.
+void touch(ThreadPool& pool, const Buffer& buffer) {
+  constexpr int64_t kPage = 4096;
+  pool.run_blocks(buffer.bytes(), int64_t{8} << 20, [&](int64_t begin, int64_t end) {
+    for (int64_t at = begin; at < end; at += kPage) {
+      auto* byte = reinterpret_cast<volatile std::byte*>(buffer.data() + at);
+      *byte = *byte;
+    }
+  });
+}
+
 }  // namespace
 
 template <typename E>
@@ -115,6 +126,16 @@ void Parameters<E>::update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, D
       kernels::adamw_float(isa, chunk.count, weight, first_moment(chunk.range), second_moment(chunk.range), gradient_float(chunk.range), own);
     }
   });
+}
+
+template <typename E>
+void Parameters<E>::populate_low_bits(ThreadPool& pool) {
+  touch(pool, low_);
+}
+
+template <typename E>
+void Parameters<E>::populate_moments(ThreadPool& pool) {
+  touch(pool, moments_);
 }
 
 template <typename E>

@@ -67,6 +67,10 @@ class Parameters {
   void read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, float* values) const;
   void write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, const float* values);
 
+  // Takes the pages of zeroed state before it is used, so that a lack of memory shows now.
+  void populate_low_bits(ThreadPool& pool);
+  void populate_moments(ThreadPool& pool);
+
   int64_t shared_bytes() const { return segment_.bytes(); }
   int64_t private_bytes() const { return low_.bytes() + moments_.bytes() + gradient_.bytes(); }
 

@@ -1,0 +1,98 @@
+// TrainerCore: what a trainer is apart from the element type of its weights. Internal to train/.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/cpu.h"
+#include "base/json.h"
+#include "base/thread_pool.h"
+#include "kernels/gemm.h"
+#include "store/layout.h"
+#include "train/step.h"
+#include "train/trainer.h"
+
+namespace amxt::train {
+
+// What is settled before the element type matters.
+struct TrainerParts {
+  TrainerSetup setup;
+  EffectiveOptions options;
+  MemoryPlan plan;
+  const CpuIsa* isa = nullptr;
+  int threads = 1;
+  std::string threads_reason;
+  std::vector<int> cpus;            // of this rank's threads; empty: unpinned
+  std::vector<std::string> notes;   // of the ds_config
+};
+
+class TrainerCore : public Trainer {
+ public:
+  explicit TrainerCore(TrainerParts parts);
+
+  Status forward(const Batch& batch, std::span<float> log_probabilities, const CallLimits& limits) override;
+  Result<Evaluation> evaluate(const io::Dataset& data, const CallLimits& limits) override;
+  Result<StepMetrics> step(const Batch& batch, const CallLimits& limits) override;
+  Result<StepMetrics> gradients(const Batch& batch, const CallLimits& limits) override;
+  Result<std::optional<std::string>> prepare(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) override;
+  Status run(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) override;
+  TrainerState state() const override;
+  Status set_learning_rate(std::optional<double> rate) override;
+  std::string options_json() const override;
+  std::vector<MemoryStage> memory_report() const override;
+  const EffectiveOptions& options() const override { return parts_.options; }
+  const model::ModelConfig& config() const override { return parts_.setup.model->config(); }
+
+ protected:
+  // By element type.
+  struct LossSums {
+    double loss = 0, weight = 0;
+    int64_t counted = 0;
+  };
+  virtual Result<StepResult> run_step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) = 0;
+  virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) = 0;
+  struct RankMemory {
+    int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
+  };
+  virtual Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) = 0;
+
+  Status require_ready() const;
+  // kMismatch naming the first thing that differs from this trainer's model.
+  Status check_same_model(const model::ModelConfig& other, const std::string& path) const;
+  // Records the memory of all ranks under the name of a stage. Collective.
+  Status record_memory(const std::string& stage, const CallLimits& limits);
+  Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits);
+  double rate_of_next_step() const;  // with mutex_ held
+  // Steps of the job that `options` asks for.
+  Result<int64_t> steps_of(const io::Dataset& data, const RunOptions& options) const;
+  Status fix_horizon(int64_t steps);
+  Status fill_batch(const io::Dataset& data, int64_t step, Batch* batch) const;
+  Status check_data(const io::Dataset& data) const;
+  Result<std::optional<std::string>> check_output(const io::Dataset& data, const RunOptions& options, const CallLimits& limits);
+
+  comm::Group& group() const { return *parts_.setup.group; }
+  Log& log() const { return *parts_.setup.log; }
+  bool leads() const { return parts_.setup.group->rank() == 0; }
+
+  TrainerParts parts_;
+  store::Layout layout_;
+  std::unique_ptr<ThreadPool> pool_;
+  bool loaded_ = false;
+
+  mutable std::mutex mutex_;  // guards what follows
+  TrainerState state_;
+  std::optional<double> rate_override_;
+  std::vector<MemoryStage> memory_;
+  int64_t peak_pss_all_ranks_ = 0;
+  int64_t samples_of_epoch_ = 0;   // of the data of a run; 0: a host's own batches
+  uint64_t data_fingerprint_ = 0;
+  std::string mode_name_;
+};
+
+// Trainers of either element type.
+Result<std::unique_ptr<Trainer>> make_bfloat16_trainer(TrainerParts parts, const CallLimits& limits);
+Result<std::unique_ptr<Trainer>> make_float32_trainer(TrainerParts parts, const CallLimits& limits);
+
+}  // namespace amxt::train
