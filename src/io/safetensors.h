@@ -1,6 +1,7 @@
 // safetensors: a strict reader and a streaming writer (format: u64 N, N bytes of JSON, data without holes).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -32,14 +33,16 @@ class SafetensorsFile {
  public:
   static Result<SafetensorsFile> open(const std::string& path);
   // `name` is a base name below `directory` (an index names it: never trusted with a path).
-  static Result<SafetensorsFile> open_beneath(const std::string& directory, const std::string& name);
+  static Result<SafetensorsFile> open_beneath(const std::string& directory,
+                                              const std::string& name);
 
   const std::string& path() const { return file_.path(); }
   int64_t file_bytes() const { return file_bytes_; }
-  const std::vector<TensorEntry>& tensors() const { return tensors_; }   // in order of offset
+  const std::vector<TensorEntry>& tensors() const { return tensors_; }  // in order of offset
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
-  const TensorEntry* find(std::string_view name) const;                  // null when absent
-  Result<const TensorEntry*> require(std::string_view name) const;       // kFormat naming file and tensor
+  const TensorEntry* find(std::string_view name) const;  // null when absent
+  Result<const TensorEntry*> require(
+      std::string_view name) const;  // kFormat naming file and tensor
   // Exactly data.size() bytes from `offset` within the tensor. An error names file, tensor and offset.
   Status read(const TensorEntry& tensor, int64_t offset, std::span<std::byte> data) const;
   const File& file() const { return file_; }
@@ -64,7 +67,9 @@ struct TensorPlan {
 class SafetensorsWriter {
  public:
   // Creates `path` (must not exist). Tensors lie in the file in the order given. The space is reserved, so that a full disk shows here.
-  static Result<SafetensorsWriter> create(const std::string& path, std::vector<TensorPlan> tensors, std::map<std::string, std::string> metadata = {});
+  // Until finish() the file's header length is 0: what a killed writer leaves behind is never taken for a file of zeros.
+  static Result<SafetensorsWriter> create(const std::string& path, std::vector<TensorPlan> tensors,
+                                          std::map<std::string, std::string> metadata = {});
 
   const std::vector<TensorEntry>& tensors() const { return tensors_; }
   const TensorEntry* find(std::string_view name) const;
@@ -76,8 +81,10 @@ class SafetensorsWriter {
  private:
   File file_;
   int64_t file_bytes_ = 0;
+  uint64_t header_bytes_ = 0;
   std::vector<TensorEntry> tensors_;
   std::unordered_map<std::string, size_t> by_name_;
+  std::unique_ptr<std::atomic<int64_t>[]> written_;  // bytes given, per tensor
 };
 
 }  // namespace amxt::io

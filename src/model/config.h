@@ -21,8 +21,8 @@ struct Rope {
   RopeType type = RopeType::kDefault;
   double theta = 10000;
   double factor = 1;
-  double low_freq_factor = 1, high_freq_factor = 4;        // llama3
-  int64_t original_max_position_embeddings = 8192;         // llama3
+  double low_freq_factor = 1, high_freq_factor = 4;  // llama3
+  int64_t original_max_position_embeddings = 8192;   // llama3
 };
 
 struct ModelConfig {
@@ -39,10 +39,10 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   Rope rope;
   bool tie_word_embeddings = false;
-  bool qkv_bias = false;       // q, k and v
-  bool output_bias = false;    // o
-  bool mlp_bias = false;       // gate, up, down
-  bool qk_norm = false;        // RMSNorm over head_dim of q and k, before the rotation
+  bool qkv_bias = false;     // q, k and v
+  bool output_bias = false;  // o
+  bool mlp_bias = false;     // gate, up, down
+  bool qk_norm = false;      // RMSNorm over head_dim of q and k, before the rotation
   double initializer_range = 0.02;
   std::vector<int64_t> eos_token_ids;  // may be empty
   std::vector<std::string> warnings;   // one line each, naming the key
@@ -58,6 +58,8 @@ Result<ModelConfig> read_config(const std::string& directory);
 // Text of a built-in config.json: "1b", "8b", "300m", "60m", "tiny"; kNotFound lists them.
 Result<std::string> preset_config(std::string_view name);
 
+// [head_dim / 2] in fp32, scaled as the rope type says.
+std::vector<float> rope_inverse_frequencies(const ModelConfig& config);
 // cosine, sine: [positions, head_dim / 2] in fp32, as transformers computes them (inverse frequencies in fp32).
 void rope_tables(const ModelConfig& config, int64_t positions, float* cosine, float* sine);
 

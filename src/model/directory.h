@@ -11,8 +11,8 @@
 namespace amxt::model {
 
 struct TensorLocation {
-  int file = -1;                              // index into files()
-  const io::TensorEntry* entry = nullptr;     // owned by that file
+  int file = -1;                           // index into files()
+  const io::TensorEntry* entry = nullptr;  // owned by that file
 };
 
 class ModelDirectory {
@@ -27,8 +27,10 @@ class ModelDirectory {
   const ModelConfig& config() const { return config_; }
   const std::vector<TensorSpec>& specs() const { return specs_; }
   const std::vector<io::SafetensorsFile>& files() const { return files_; }
-  const TensorLocation& location(size_t spec) const { return locations_[spec]; }  // by index into specs()
-  int64_t total_bytes() const;                // of all shards, headers included
+  const TensorLocation& location(size_t spec) const {
+    return locations_[spec];
+  }                             // by index into specs()
+  int64_t total_bytes() const;  // of all shards, headers included
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:

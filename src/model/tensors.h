@@ -12,17 +12,27 @@ namespace amxt::model {
 // What a tensor is to the graph. The order within a layer is the order in memory: q, k, v adjacent, gate and up adjacent, so that
 // each group is one matrix [rows, hidden].
 enum class Role : int32_t {
-  kEmbedding,       // model.embed_tokens.weight [V, D]; also the head when tied
-  kInputNorm,       // input_layernorm.weight [D]
-  kQuery, kKey, kValue,                 // self_attn.{q,k,v}_proj.weight
-  kQueryBias, kKeyBias, kValueBias,
-  kQueryNorm, kKeyNorm,                 // self_attn.{q,k}_norm.weight [C]
-  kOutput, kOutputBias,                 // self_attn.o_proj
-  kPostNorm,        // post_attention_layernorm.weight [D]
-  kGate, kUp, kGateBias, kUpBias,       // mlp
-  kDown, kDownBias,
-  kFinalNorm,       // model.norm.weight [D]
-  kHead,            // lm_head.weight [V, D], absent when tied
+  kEmbedding,  // model.embed_tokens.weight [V, D]; also the head when tied
+  kInputNorm,  // input_layernorm.weight [D]
+  kQuery,
+  kKey,
+  kValue,  // self_attn.{q,k,v}_proj.weight
+  kQueryBias,
+  kKeyBias,
+  kValueBias,
+  kQueryNorm,
+  kKeyNorm,  // self_attn.{q,k}_norm.weight [C]
+  kOutput,
+  kOutputBias,  // self_attn.o_proj
+  kPostNorm,    // post_attention_layernorm.weight [D]
+  kGate,
+  kUp,
+  kGateBias,
+  kUpBias,  // mlp
+  kDown,
+  kDownBias,
+  kFinalNorm,  // model.norm.weight [D]
+  kHead,       // lm_head.weight [V, D], absent when tied
 };
 
 constexpr int64_t kEmbeddingUnit = -1;  // unit of kEmbedding
@@ -31,10 +41,10 @@ constexpr int64_t kEmbeddingUnit = -1;  // unit of kEmbedding
 struct TensorSpec {
   std::string name;
   Role role;
-  int64_t unit;     // layer, kEmbeddingUnit, or `layers` for final norm and head
-  int64_t rows;     // 1 for a vector
+  int64_t unit;  // layer, kEmbeddingUnit, or `layers` for final norm and head
+  int64_t rows;  // 1 for a vector
   int64_t columns;
-  bool vector;      // shape in files is [columns]
+  bool vector;  // shape in files is [columns]
 
   int64_t elements() const { return rows * columns; }
 };
