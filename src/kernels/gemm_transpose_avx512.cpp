@@ -69,14 +69,30 @@ void transpose_block(int64_t rows, int64_t columns, const bf16* from, int64_t ld
   }
 }
 
+// Asks for what the next blocks touch. The hardware sees too many streams to follow; without this, 2-5 times as long.
+void prefetch(int64_t rows, const bf16* from, int64_t ld_from, const bf16* to, int64_t ld_to) {
+  for (int64_t i = 0; i < rows; ++i) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + i * ld_from + 2 * kColumns), _MM_HINT_T1);
+    _mm_prefetch(reinterpret_cast<const char*>(to + (2 * kColumns + i) * ld_to), _MM_HINT_T0);
+  }
+}
+
 }  // namespace
 
+// Along the rows, 32 at a time: the source is read in order, and what is written is whole cache lines.
 void transpose_avx512(int64_t rows, int64_t columns, const bf16* from, int64_t ld_from, bf16* to,
                       int64_t ld_to) {
-  for (int64_t column = 0; column < columns; column += kColumns) {
-    for (int64_t row = 0; row < rows; row += kRows) {
-      transpose_block(rows - row, columns - column, from + row * ld_from + column, ld_from,
-                      to + column * ld_to + row, ld_to);
+  for (int64_t row = 0; row < rows; row += 2 * kRows) {
+    const int64_t left = rows - row < 2 * kRows ? rows - row : 2 * kRows;
+    for (int64_t column = 0; column < columns; column += kColumns) {
+      const bf16* source = from + row * ld_from + column;
+      bf16* target = to + column * ld_to + row;
+      prefetch(left, source, ld_from, target, ld_to);
+      transpose_block(left, columns - column, source, ld_from, target, ld_to);
+      if (left > kRows) {
+        transpose_block(left - kRows, columns - column, source + kRows * ld_from, ld_from,
+                        target + kRows, ld_to);
+      }
     }
   }
 }
