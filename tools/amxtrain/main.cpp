@@ -1,0 +1,83 @@
+// The command amxtrain: libamxtrain from the shell. It uses the public header and nothing else of the
+// library.
+#include <fmt/format.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdlib>
+#include <fstream>
+#include <utility>
+#include <vector>
+
+#include "commands.h"
+#include "session.h"
+
+namespace command {
+namespace {
+
+// `amxtrain launch` reads the reason of a rank's end there.
+void leave_reason(amxt_status status, const std::string& message) {
+  const char* path = std::getenv("AMXTRAIN_ERROR_FILE");
+  if (path == nullptr) return;
+  std::ofstream(path, std::ios::trunc) << status << '\n' << message << '\n';
+}
+
+int fail(const Failure& failure) {
+  show_bar("");
+  if (failure.status() == AMXT_E_CANCELLED && signal_taken() != 0) {
+    error_line(fmt::format("amxtrain: ended by {}", strsignal(signal_taken())));
+    leave_reason(AMXT_E_CANCELLED, fmt::format("ended by {}", strsignal(signal_taken())));
+    return 128 + signal_taken();
+  }
+  error_line(fmt::format("amxtrain: error: {}", failure.what()));
+  leave_reason(failure.status(), failure.what());
+  return failure.exit_code();
+}
+
+int usage_error(const std::string& message) {
+  const std::string line = message.substr(0, message.find('\n'));
+  error_line(fmt::format("amxtrain: error: {} (see --help)", line));
+  leave_reason(AMXT_E_INVALID_ARGUMENT, line);
+  return kUsage;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("Trains Llama-family language models on CPUs.", "amxtrain");
+  app.set_version_flag("--version", fmt::format("amxtrain {}", amxt_version_string()));
+  app.require_subcommand(1);
+  app.footer("amxtrain COMMAND --help tells the options of a command.");
+
+  using Add = Run (*)(CLI::App&);
+  const Add adds[] = {add_info,  add_init, add_inspect, add_tokenize, add_plan,
+                      add_train, add_eval, add_verify,  add_launch,   add_bench};
+  std::vector<std::pair<CLI::App*, Run>> commands;
+  for (const Add add : adds) {
+    Run command = add(app);
+    commands.emplace_back(app.get_subcommands({}).back(), std::move(command));
+  }
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    return usage_error(error.what());
+  }
+  for (const auto& [subcommand, command] : commands) {
+    if (subcommand->parsed()) return command();
+  }
+  return kUsage;
+}
+
+}  // namespace
+}  // namespace command
+
+int main(int argc, char** argv) {
+  try {
+    return command::run(argc, argv);
+  } catch (const command::Failure& failure) {
+    return command::fail(failure);
+  } catch (const std::exception& exception) {
+    return command::fail(command::Failure(exception.what()));
+  }
+}

@@ -1,0 +1,220 @@
+#include "options.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+namespace command {
+
+namespace {
+
+// The number of a name in a list of names, or unset.
+int32_t choice(const std::optional<std::string>& name, std::initializer_list<const char*> names) {
+  int32_t number = 0;
+  for (const char* candidate : names) {
+    if (name && *name == candidate) return number;
+    ++number;
+  }
+  return AMXT_UNSET_I32;
+}
+
+const char* stage_name(int32_t stage) {
+  switch (stage) {
+    case AMXT_STAGE_LOAD:
+      return "loading";
+    case AMXT_STAGE_RESUME:
+      return "resuming";
+    case AMXT_STAGE_SAVE:
+      return "saving";
+    case AMXT_STAGE_EXPORT:
+      return "exporting";
+    case AMXT_STAGE_VERIFY:
+      return "verifying";
+    case AMXT_STAGE_WRITE:
+      return "writing";
+    case AMXT_STAGE_SCAN:
+      return "scanning";
+    default:
+      return "working";
+  }
+}
+
+}  // namespace
+
+void add_common_options(CLI::App& app, CommonOptions& options) {
+  app.add_option("--threads", options.threads,
+                 "Threads of each process (default: from the machine)")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--log", options.log_level, "Level of the log (default: AMXTRAIN_LOG, else info)")
+      ->check(CLI::IsMember({"error", "warning", "info", "debug", "off"}));
+}
+
+void add_data_options(CLI::App& app, DataOptions& options) {
+  app.add_option("--data", options.paths, "Token files: .safetensors, .npy or .bin")->required();
+  app.add_option("--mode", options.mode,
+                 "pack: documents back to back (default); pad: one document a sample")
+      ->check(CLI::IsMember({"pack", "pad"}));
+  app.add_option("--separator", options.separator,
+                 "Token that ends a document in .npy and .bin streams, -1 for none (default: the "
+                 "model's end of text)")
+      ->check(CLI::Range(int64_t{-1}, int64_t{INT32_MAX}));
+  app.add_option("--bin-dtype", options.bin_dtype, "Type of .bin tokens (default: by vocabulary)")
+      ->check(CLI::IsMember({"uint16", "uint32"}));
+}
+
+Dataset open_dataset(const Session& session, amxt_model* model, const DataOptions& options,
+                     const std::vector<std::string>& paths, int64_t sequence_length) {
+  amxt_dataset_options dataset_options = AMXT_DATASET_OPTIONS_INIT;
+  dataset_options.mode = choice(options.mode, {"pack", "pad"});
+  if (options.bin_dtype) {
+    dataset_options.bin_dtype =
+        *options.bin_dtype == "uint16" ? AMXT_DTYPE_UINT16 : AMXT_DTYPE_UINT32;
+  }
+  dataset_options.separator = options.separator.value_or(AMXT_UNSET_I64);
+  dataset_options.sequence_length = sequence_length;
+  dataset_options.model = model;
+  std::vector<const char*> more;
+  for (size_t i = 1; i < paths.size(); ++i) more.push_back(paths[i].c_str());
+  dataset_options.extra_paths = more.data();
+  dataset_options.extra_path_count = static_cast<int64_t>(more.size());
+  return make<Dataset>([&](amxt_dataset** out, amxt_error* error) {
+    return amxt_dataset_open(session.runtime(), paths.front().c_str(), &dataset_options, out,
+                             error);
+  });
+}
+
+void add_size_options(CLI::App& app, TrainerFlags& flags) {
+  const CLI::Range positive(int64_t{1}, INT64_MAX);
+  app.add_option("--ds-config", flags.ds_config, "A DeepSpeed configuration file");
+  app.add_option("--seq-len", flags.sequence_length, "Positions of a sample (default 512)")
+      ->check(positive);
+  app.add_option("--micro-batch", flags.micro_batch, "Samples of a micro-batch (default 1)")
+      ->check(positive);
+  app.add_option("--accumulate", flags.accumulate, "Micro-batches of a step (default 4)")
+      ->check(positive);
+  app.add_option("--wave", flags.wave,
+                 "Micro-batches that pass a layer together (default: planned)")
+      ->check(positive);
+  app.add_option("--compute-dtype", flags.compute_dtype, "bfloat16 (default) or float32")
+      ->check(CLI::IsMember({"bfloat16", "float32"}));
+  app.add_option("--gradient-dtype", flags.gradient_dtype, "bfloat16 or float32 (default: planned)")
+      ->check(CLI::IsMember({"bfloat16", "float32"}));
+  app.add_option("--keep-forward", flags.keep_forward,
+                 "What forward keeps for backward: auto (default), inputs, attention, all")
+      ->check(CLI::IsMember({"auto", "inputs", "attention", "all"}));
+  app.add_option("--memory-limit", flags.memory_limit,
+                 "Memory of this machine to use, such as 12GiB (default: what there is)")
+      ->transform(CLI::AsSizeValue(true));
+}
+
+void add_recipe_options(CLI::App& app, TrainerFlags& flags) {
+  const CLI::Range not_negative(int64_t{0}, INT64_MAX);
+  app.add_option("--lr", flags.learning_rate, "Learning rate (default 2e-5)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--warmup-steps", flags.warmup_steps, "Steps of warm-up (default 0)")
+      ->check(not_negative);
+  app.add_option("--schedule", flags.schedule, "linear (default), cosine or constant")
+      ->check(CLI::IsMember({"linear", "cosine", "constant"}));
+  app.add_option("--weight-decay", flags.weight_decay, "Weight decay (default 0.01)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--decay", flags.decay, "What decays: all (default) or matrices")
+      ->check(CLI::IsMember({"all", "matrices"}));
+  app.add_option("--clip", flags.clip,
+                 "Largest norm of the gradient, 0 for no clipping (default 1.0)")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--beta1", flags.beta1, "AdamW's first beta (default 0.9)");
+  app.add_option("--beta2", flags.beta2, "AdamW's second beta (default 0.999)");
+  app.add_option("--epsilon", flags.epsilon, "AdamW's epsilon (default 1e-8)");
+  app.add_option("--loss-average", flags.loss_average,
+                 "tokens (default): mean over all; micro_batch: mean of means")
+      ->check(CLI::IsMember({"tokens", "micro_batch"}));
+  app.add_option("--nonfinite", flags.nonfinite,
+                 "A value that is not finite: stop (default) or skip")
+      ->check(CLI::IsMember({"stop", "skip"}));
+  app.add_option("--seed", flags.seed, "Seed of the order of samples (default 42)")
+      ->check(not_negative);
+  app.add_option("--log-steps", flags.log_steps, "Steps between lines (default 1)")
+      ->check(CLI::Range(int64_t{1}, INT64_MAX));
+}
+
+amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_config_text) {
+  amxt_trainer_options options = AMXT_TRAINER_OPTIONS_INIT;
+  if (flags.ds_config) {
+    ds_config_text = read_file(*flags.ds_config);
+    options.ds_config = ds_config_text.c_str();
+    options.ds_config_name = flags.ds_config->c_str();
+  }
+  auto integer = [](const std::optional<int64_t>& value) { return value.value_or(AMXT_UNSET_I64); };
+  auto real = [](const std::optional<double>& value) { return value.value_or(AMXT_UNSET_F64); };
+  options.compute_dtype = choice(flags.compute_dtype, {"bfloat16", "float32"});
+  options.gradient_dtype = choice(flags.gradient_dtype, {"float32", "bfloat16"});
+  options.decay = choice(flags.decay, {"all", "matrices"});
+  options.schedule = choice(flags.schedule, {"linear", "cosine", "constant"});
+  options.loss_average = choice(flags.loss_average, {"tokens", "micro_batch"});
+  options.nonfinite = choice(flags.nonfinite, {"stop", "skip"});
+  options.keep = choice(flags.keep_forward, {"auto", "inputs", "attention", "all"});
+  options.sequence_length = integer(flags.sequence_length);
+  options.micro_batch = integer(flags.micro_batch);
+  options.accumulate = integer(flags.accumulate);
+  options.wave = integer(flags.wave);
+  options.warmup_steps = integer(flags.warmup_steps);
+  options.log_steps = integer(flags.log_steps);
+  options.seed = integer(flags.seed);
+  options.memory_limit_bytes = integer(flags.memory_limit);
+  options.learning_rate = real(flags.learning_rate);
+  options.beta1 = real(flags.beta1);
+  options.beta2 = real(flags.beta2);
+  options.epsilon = real(flags.epsilon);
+  options.weight_decay = real(flags.weight_decay);
+  options.clip = real(flags.clip);
+  return options;
+}
+
+int32_t ItemProgress::callback(const amxt_progress* progress, void* user_data) {
+  static_cast<ItemProgress*>(user_data)->update(*progress);
+  return 0;
+}
+
+void ItemProgress::update(const amxt_progress& progress) {
+  if (quiet_) return;
+  if (progress.stage != stage_ || progress.item != item_) {
+    stage_ = progress.stage;
+    item_ = progress.item;
+    ended_ = false;
+    begin_ = now();
+  }
+  const std::string label = fmt::format("{} {}/{} {}", stage_name(stage_), item_ + 1,
+                                        progress.item_count, progress.item_name);
+  const auto done = static_cast<double>(progress.item_done_bytes);
+  const double seconds = std::max(now() - begin_, 1e-9);
+  const std::string rate = bytes_text(done / seconds) + "/s";
+  const bool complete =
+      progress.item_total_bytes > 0 && progress.item_done_bytes >= progress.item_total_bytes;
+  if (complete && !ended_) {
+    ended_ = true;
+    show_bar("");
+    error_line(fmt::format("{}: {} at {}", label, bytes_text(done), rate));
+  } else if (!complete && has_bar() && throttle_.due()) {
+    show_bar(bar_text(label, done, static_cast<double>(progress.item_total_bytes),
+                      fmt::format("{} {}", bytes_text(done), rate)));
+  }
+}
+
+void print_plan(const Json& plan) {
+  auto bytes = [](const Json& value) { return bytes_text(value.get<double>()); };
+  print_line(fmt::format("{} {} {} {}", padded("", 34), padded("where", 9),
+                         padded_left("a rank", 12), padded_left("the node", 12)));
+  for (const Json& row : plan.at("table")) {
+    print_line(fmt::format("{} {} {} {}", padded(row.at("what").get<std::string>(), 34),
+                           padded(row.at("where").get<std::string>(), 9),
+                           padded_left(bytes(row.at("bytes_per_rank")), 12),
+                           padded_left(bytes(row.at("bytes_per_node")), 12)));
+  }
+  print_line(fmt::format("{} {} {} {}", padded("peak", 34), padded("", 9),
+                         padded_left(bytes(plan.at("peak_bytes_per_rank")), 12),
+                         padded_left(bytes(plan.at("peak_bytes_per_node")), 12)));
+  print_line(fmt::format("{} {} {} {}", padded("limit", 34), padded("", 9), padded("", 12),
+                         padded_left(bytes(plan.at("limit_bytes")), 12)));
+}
+
+}  // namespace command

@@ -1,0 +1,127 @@
+#include "session.h"
+
+#include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <fstream>
+#include <iterator>
+#include <mutex>
+#include <thread>
+
+namespace command {
+
+namespace {
+
+std::atomic<int> taken{0};
+std::mutex current_mutex;
+amxt_runtime* current = nullptr;  // whose calls a signal cancels
+
+void on_log(int32_t level, const char* line, void*) {
+  const char* const words[] = {"error: ", "warning: ", "", "debug: "};
+  error_line(fmt::format("amxtrain: {}{}", words[level], line));
+}
+
+int32_t level_from_name(const std::string& name) {
+  const char* const names[] = {"error", "warning", "info", "debug"};
+  for (int32_t level = 0; level < 4; ++level) {
+    if (name == names[level]) return level;
+  }
+  return AMXT_LOG_OFF;
+}
+
+void cancel_calls() {
+  std::lock_guard lock(current_mutex);
+  if (current != nullptr) amxt_runtime_cancel(current, nullptr);
+}
+
+// Cancels only what is under way, so it is repeated: the signal may come between two calls.
+void signal_loop(sigset_t signals) {
+  int number = 0;
+  while (sigwait(&signals, &number) != 0) {
+  }
+  taken = number;
+  {
+    std::lock_guard lock(current_mutex);
+    if (current == nullptr) _exit(128 + number);
+  }
+  error_line(fmt::format("amxtrain: {}: ending; once more ends at once", strsignal(number)));
+  for (;;) {
+    cancel_calls();
+    const timespec interval{0, 100'000'000};
+    const int again = sigtimedwait(&signals, nullptr, &interval);
+    if (again > 0) _exit(128 + again);
+  }
+}
+
+}  // namespace
+
+void take_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread(signal_loop, signals).detach();
+}
+
+int signal_taken() { return taken; }
+
+Session::Session(const CommonOptions& options) {
+  amxt_runtime_options runtime_options = AMXT_RUNTIME_OPTIONS_INIT;
+  runtime_options.threads = options.threads.value_or(AMXT_UNSET_I32);
+  if (options.log_level) runtime_options.log_level = level_from_name(*options.log_level);
+  runtime_options.log = on_log;
+  runtime_ = make<Runtime>([&](amxt_runtime** out, amxt_error* error) {
+    return amxt_runtime_create(&runtime_options, out, error);
+  });
+  std::lock_guard lock(current_mutex);
+  current = runtime_.get();
+}
+
+Session::~Session() {
+  std::lock_guard lock(current_mutex);
+  current = nullptr;
+}
+
+Group join_group(const Session& session) {
+  return make<Group>([&](amxt_group** out, amxt_error* error) {
+    return amxt_group_create_from_env(session.runtime(), nullptr, out, error);
+  });
+}
+
+std::string read_file(const std::string& path) {
+  struct stat status{};
+  if (stat(path.c_str(), &status) != 0) {
+    throw Failure(fmt::format("{}: {}", in_quotes(path), std::strerror(errno)));
+  }
+  if (!S_ISREG(status.st_mode)) throw Failure(in_quotes(path) + ": not a regular file");
+  std::ifstream file(path, std::ios::binary);
+  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+  if (!file.good() && !file.eof()) {
+    throw Failure(fmt::format("{}: {}", in_quotes(path), std::strerror(errno)));
+  }
+  if (!file.is_open()) throw Failure(in_quotes(path) + ": cannot be opened");
+  return text;
+}
+
+std::string in_quotes(std::string_view name) {
+  std::string text = "'";
+  for (const char c : name.substr(0, 128)) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f || c == '\'' || c == '\\') {
+      text += fmt::format("\\x{:02x}", byte);
+    } else {
+      text += c;
+    }
+  }
+  return text + (name.size() > 128 ? "...'" : "'");
+}
+
+}  // namespace command
