@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -40,7 +41,9 @@ class SharedMemory {
 class Group {
  public:
   // Alone (world 1): no sockets, no files.
-  static Result<std::unique_ptr<Group>> create(const LaunchInfo& launch, const GroupOptions& options, Log* log, Deadline deadline);
+  static Result<std::unique_ptr<Group>> create(const LaunchInfo& launch,
+                                               const GroupOptions& options, Log* log,
+                                               Deadline deadline);
   virtual ~Group() = default;
 
   virtual const LaunchInfo& launch() const = 0;
@@ -58,7 +61,8 @@ class Group {
   virtual Status barrier(Deadline deadline, const std::atomic<bool>* cancel = nullptr) = 0;
 
   // All ranks give a payload (at most 64 KiB, any length per rank); each gets everyone's, by rank. For agreements at start and save.
-  virtual Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) = 0;
+  virtual Result<std::vector<std::string>> exchange(std::string_view payload,
+                                                    Deadline deadline) = 0;
 
   // The fatal error, if there is one.
   virtual Status check() const = 0;
@@ -68,6 +72,9 @@ class Group {
   virtual Status finalize(Deadline deadline) = 0;
   // True when threads of all local ranks exceed the CPUs: nobody spins.
   virtual bool oversubscribed() const = 0;
+
+ protected:
+  static SharedMemory adopt(std::byte* data, int64_t bytes);
 };
 
 }  // namespace amxt::comm

@@ -18,9 +18,9 @@ struct LaunchInfo {
   int local_world_size = 1;
   std::string master_address = "127.0.0.1";
   int master_port = 0;
-  bool agent_store = false;        // torchrun's agent serves the store at master_address:master_port
-  std::string run_id;              // launcher's id of the job, may be empty
-  std::string source;              // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
+  bool agent_store = false;  // torchrun's agent serves the store at master_address:master_port
+  std::string run_id;        // launcher's id of the job, may be empty
+  std::string source;        // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
   std::vector<std::string> notes;  // one line each: what was derived and why
 };
 
@@ -28,7 +28,7 @@ struct GroupOptions {
   int rank = -1, world_size = -1, local_rank = -1, local_world_size = -1;  // -1: unset
   std::string master_address;
   int master_port = -1;
-  int threads = 1;                         // of this rank; to know whether cores are oversubscribed
+  int threads = 1;  // of this rank; to know whether cores are oversubscribed
   int64_t peer_timeout_ns = 30'000'000'000;
 };
 

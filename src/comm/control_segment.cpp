@@ -1,0 +1,143 @@
+#include "comm/control_segment.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "base/futex.h"
+#include "comm/memory_file.h"
+
+namespace amxt::comm {
+
+// Both are all zero at the beginning, which is what a new memfd holds.
+struct alignas(64) ControlSegment::Slot {
+  std::atomic<uint64_t> number;  // of the last collective that the rank arrived at
+  std::atomic<uint32_t> collective;
+  std::atomic<uint32_t> given_up;
+  std::atomic<uint32_t> payload_bytes[2];  // by the collective's number, odd or even
+};
+
+struct ControlSegment::Layout {
+  alignas(64) std::atomic<uint64_t> arrivals;  // of all ranks, at all collectives
+  alignas(64) std::atomic<
+      uint32_t> opened;  // low half of the number of the last collective that all arrived at
+  Slot slots[kMaxRanks];
+};
+
+const char* collective_name(Collective collective) {
+  switch (collective) {
+    case Collective::kBarrier:
+      return "barrier";
+    case Collective::kExchange:
+      return "exchange";
+    case Collective::kShare:
+      return "share";
+    case Collective::kFinalize:
+      return "finalize";
+  }
+  return "unknown collective";
+}
+
+Error payload_error(size_t bytes) {
+  return Error(Code::kLimit, fmt::format("exchange: a payload of {} bytes, the limit is {}", bytes,
+                                         ControlSegment::kMaxPayload));
+}
+
+int64_t ControlSegment::bytes_for(int world_size) {
+  return static_cast<int64_t>(sizeof(Layout) + 2 * kMaxPayload * static_cast<size_t>(world_size));
+}
+
+Result<ControlSegment> ControlSegment::map(const Descriptor& file, int rank, int world_size) {
+  static_assert(std::atomic<uint64_t>::is_always_lock_free &&
+                std::atomic<uint32_t>::is_always_lock_free);
+  AMXT_ASSIGN(std::byte* const data, map_memory_file(file, bytes_for(world_size)));
+  return ControlSegment(data, rank, world_size);
+}
+
+ControlSegment::ControlSegment(std::byte* data, int rank, int world_size)
+    : layout_(reinterpret_cast<Layout*>(data)), rank_(rank), world_size_(world_size) {}
+
+ControlSegment::ControlSegment(ControlSegment&& other) noexcept
+    : layout_(std::exchange(other.layout_, nullptr)),
+      rank_(other.rank_),
+      world_size_(other.world_size_),
+      number_(other.number_) {}
+
+ControlSegment::~ControlSegment() {
+  unmap_memory(reinterpret_cast<std::byte*>(layout_), bytes_for(world_size_));
+}
+
+ControlSegment::Slot& ControlSegment::slot(int rank) const { return layout_->slots[rank]; }
+
+char* ControlSegment::payload(uint64_t number, int rank) const {
+  const size_t index = (number % 2) * static_cast<size_t>(world_size_) + static_cast<size_t>(rank);
+  return reinterpret_cast<char*>(layout_) + sizeof(Layout) + index * kMaxPayload;
+}
+
+ControlSegment::Arrival ControlSegment::arrive(Collective collective, std::string_view bytes) {
+  const uint64_t number = ++number_;
+  Slot& own = slot(rank_);
+  std::memcpy(payload(number, rank_), bytes.data(), bytes.size());
+  own.payload_bytes[number % 2].store(static_cast<uint32_t>(bytes.size()),
+                                      std::memory_order_relaxed);
+  own.collective.store(static_cast<uint32_t>(collective), std::memory_order_relaxed);
+  own.number.store(number, std::memory_order_release);
+  const uint64_t before = layout_->arrivals.fetch_add(1, std::memory_order_acq_rel);
+  return {number, before + 1 == number * static_cast<uint64_t>(world_size_)};
+}
+
+int ControlSegment::disagrees() const {
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (collective(rank) != collective(rank_)) return rank;
+  }
+  return -1;
+}
+
+void ControlSegment::open(uint64_t number) {
+  layout_->opened.store(static_cast<uint32_t>(number), std::memory_order_release);
+  wake();
+}
+
+bool ControlSegment::is_open(uint64_t number) const {
+  // Nobody can be further than this rank, so that equality of the low half is enough.
+  return layout_->opened.load(std::memory_order_acquire) == static_cast<uint32_t>(number);
+}
+
+void ControlSegment::sleep(uint64_t number, Deadline deadline) const {
+  const uint32_t seen = layout_->opened.load(std::memory_order_acquire);
+  if (seen == static_cast<uint32_t>(number)) return;
+  futex_wait(&layout_->opened, seen, FutexScope::kShared, deadline);
+}
+
+void ControlSegment::wake() const { futex_wake_all(&layout_->opened, FutexScope::kShared); }
+
+std::vector<int> ControlSegment::missing(uint64_t number) const {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < world_size_; ++rank) {
+    if (slot(rank).number.load(std::memory_order_acquire) < number) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+Collective ControlSegment::collective(int rank) const {
+  return static_cast<Collective>(slot(rank).collective.load(std::memory_order_acquire));
+}
+
+void ControlSegment::give_up() { slot(rank_).given_up.store(1, std::memory_order_release); }
+
+bool ControlSegment::has_given_up(int rank) const {
+  return slot(rank).given_up.load(std::memory_order_acquire) != 0;
+}
+
+std::vector<std::string> ControlSegment::payloads(uint64_t number) const {
+  std::vector<std::string> all;
+  for (int rank = 0; rank < world_size_; ++rank) {
+    const size_t bytes = slot(rank).payload_bytes[number % 2].load(std::memory_order_relaxed);
+    all.emplace_back(payload(number, rank), std::min(bytes, kMaxPayload));
+  }
+  return all;
+}
+
+}  // namespace amxt::comm

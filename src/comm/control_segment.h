@@ -1,0 +1,69 @@
+// ControlSegment: the shared memory by which the ranks of a machine meet: who has arrived, and a payload of each.
+//
+// Invariants: every rank passes the same collectives in the same order, numbered from 1; nobody passes number n before all have
+// arrived at it. No lock lies in shared memory, so that a rank may die anywhere. A payload of collective n stays until all have arrived at n + 1.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/result.h"
+#include "comm/socket.h"
+
+namespace amxt::comm {
+
+// What a rank arrives for; all must say the same.
+enum class Collective : uint32_t { kBarrier = 1, kExchange, kShare, kFinalize };
+const char* collective_name(Collective collective);
+Error payload_error(size_t bytes);  // of an exchange beyond kMaxPayload
+
+class ControlSegment {
+ public:
+  static constexpr int kMaxRanks = 64;
+  static constexpr size_t kMaxPayload = 64 << 10;
+  static int64_t bytes_for(int world_size);
+
+  static Result<ControlSegment> map(const Descriptor& file, int rank, int world_size);
+  ControlSegment(ControlSegment&& other) noexcept;
+  ~ControlSegment();
+
+  struct Arrival {
+    uint64_t number = 0;
+    bool last = false;  // everyone else is there: agrees() may be asked, then open() must be called
+  };
+  // `payload` is at most kMaxPayload bytes.
+  Arrival arrive(Collective collective, std::string_view payload);
+  // A rank that arrived at the last collective for something else, or -1.
+  int disagrees() const;
+  void open(uint64_t number);
+  bool is_open(uint64_t number) const;
+  // Sleeps until it may be open, the deadline, or wake(); spurious returns are allowed.
+  void sleep(uint64_t number, Deadline deadline) const;
+  void wake() const;
+
+  std::vector<int> missing(uint64_t number) const;
+  Collective collective(int rank) const;
+  // This rank will not arrive anywhere again.
+  void give_up();
+  bool has_given_up(int rank) const;
+  // Everyone's payloads of collective `number`, by rank; valid until this rank arrives again.
+  std::vector<std::string> payloads(uint64_t number) const;
+
+ private:
+  struct Slot;
+  struct Layout;
+  ControlSegment(std::byte* data, int rank, int world_size);
+  Slot& slot(int rank) const;
+  char* payload(uint64_t number, int rank) const;
+
+  Layout* layout_ = nullptr;
+  int rank_ = 0;
+  int world_size_ = 0;
+  uint64_t number_ = 0;
+};
+
+}  // namespace amxt::comm

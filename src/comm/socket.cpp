@@ -1,0 +1,148 @@
+#include "comm/socket.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/text.h"
+
+namespace amxt::comm {
+namespace {
+
+// Waits until `events` or an error condition; false at the deadline.
+Result<bool> wait_for(int fd, short events, Deadline deadline) {
+  for (;;) {
+    pollfd entry{fd, events, 0};
+    const int ready = poll(&entry, 1, deadline.poll_ms(1000));
+    if (ready > 0) return true;
+    if (ready < 0 && errno != EINTR) return system_error("poll", errno);
+    if (deadline.passed()) return false;
+  }
+}
+
+std::string address_text(const sockaddr* address, int port) {
+  char text[INET6_ADDRSTRLEN] = "?";
+  if (address->sa_family == AF_INET6) {
+    inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr, text,
+              sizeof text);
+    return fmt::format("[{}]:{}", text, port);
+  }
+  inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(address)->sin_addr, text, sizeof text);
+  return fmt::format("{}:{}", text, port);
+}
+
+// With nobody listening, the kernel may choose the wanted port as the source port too: then a socket
+// meets itself.
+bool is_own_end(int fd) {
+  sockaddr_storage near{}, far{};
+  socklen_t near_length = sizeof near, far_length = sizeof far;
+  return getsockname(fd, reinterpret_cast<sockaddr*>(&near), &near_length) == 0 &&
+         getpeername(fd, reinterpret_cast<sockaddr*>(&far), &far_length) == 0 &&
+         near_length == far_length && std::memcmp(&near, &far, near_length) == 0;
+}
+
+}  // namespace
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  if (this != &other) {
+    reset();
+    fd_ = std::exchange(other.fd_, -1);
+  }
+  return *this;
+}
+
+void Descriptor::reset() {
+  if (fd_ >= 0) ::close(fd_);
+  fd_ = -1;
+}
+
+Result<std::vector<Address>> resolve(const std::string& host, int port) {
+  addrinfo hints{};
+  hints.ai_family = AF_UNSPEC;
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICSERV;
+  addrinfo* list = nullptr;
+  const std::string service = std::to_string(port);
+  const int error = getaddrinfo(host.c_str(), service.c_str(), &hints, &list);
+  if (error != 0) {
+    return Error(Code::kNotFound, fmt::format("host {} (MASTER_ADDR) is not resolved: {}",
+                                              quote(host), gai_strerror(error)));
+  }
+  std::vector<Address> addresses;
+  for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
+    if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
+    Address address;
+    std::memcpy(&address.storage, entry->ai_addr, entry->ai_addrlen);
+    address.length = entry->ai_addrlen;
+    address.text = address_text(entry->ai_addr, port);
+    addresses.push_back(std::move(address));
+  }
+  freeaddrinfo(list);
+  if (addresses.empty()) {
+    return Error(Code::kNotFound,
+                 fmt::format("host {} (MASTER_ADDR) has no internet address", quote(host)));
+  }
+  return addresses;
+}
+
+Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket) return system_error("socket", errno);
+  if (::connect(socket.get(), address.get(), address.length) != 0) {
+    if (errno != EINPROGRESS && errno != EINTR) return system_error("connect", errno);
+    AMXT_ASSIGN(const bool ready, wait_for(socket.get(), POLLOUT, deadline));
+    if (!ready) return Error(Code::kTimeout, "connect: no answer within the deadline", ETIMEDOUT);
+    int error = 0;
+    socklen_t length = sizeof error;
+    getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
+    if (error != 0) return system_error("connect", error);
+  }
+  if (is_own_end(socket.get())) {
+    return system_error("connect", ECONNREFUSED);
+  }
+  const int on = 1;
+  setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  return socket;
+}
+
+Status send_all(int fd, std::string_view bytes, Deadline deadline) {
+  while (!bytes.empty()) {
+    const ssize_t sent = ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent >= 0) {
+      bytes.remove_prefix(static_cast<size_t>(sent));
+    } else if (errno == EAGAIN) {
+      AMXT_ASSIGN(const bool ready, wait_for(fd, POLLOUT, deadline));
+      if (!ready) return Error(Code::kTimeout, "send: not taken within the deadline", ETIMEDOUT);
+    } else if (errno != EINTR) {
+      return system_error("send", errno);
+    }
+  }
+  return {};
+}
+
+Status receive_all(int fd, char* bytes, size_t count, Deadline deadline) {
+  while (count > 0) {
+    const ssize_t got = ::recv(fd, bytes, count, MSG_DONTWAIT);
+    if (got > 0) {
+      bytes += got;
+      count -= static_cast<size_t>(got);
+    } else if (got == 0) {
+      return Error(Code::kIo, "receive: the peer closed the connection");
+    } else if (errno == EAGAIN) {
+      AMXT_ASSIGN(const bool ready, wait_for(fd, POLLIN, deadline));
+      if (!ready) return Error(Code::kTimeout, "receive: no answer within the deadline", ETIMEDOUT);
+    } else if (errno != EINTR) {
+      return system_error("receive", errno);
+    }
+  }
+  return {};
+}
+
+}  // namespace amxt::comm

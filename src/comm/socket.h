@@ -1,0 +1,53 @@
+// Sockets: owned descriptors, addresses, reads and writes that end at a deadline.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <cstddef>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/result.h"
+
+namespace amxt::comm {
+
+// A file descriptor that is closed with its owner.
+class Descriptor {
+ public:
+  Descriptor() = default;
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() { reset(); }
+  Descriptor(Descriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Descriptor& operator=(Descriptor&& other) noexcept;
+
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  void reset();
+
+ private:
+  int fd_ = -1;
+};
+
+struct Address {
+  sockaddr_storage storage{};
+  socklen_t length = 0;
+  std::string text;  // "127.0.0.1:29500", "[::1]:29500"
+
+  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
+  int family() const { return storage.ss_family; }
+};
+
+// All stream addresses of a host name or number, in the resolver's order; at least one.
+Result<std::vector<Address>> resolve(const std::string& host, int port);
+
+// Connects, non-blocking from then on, with TCP_NODELAY. kTimeout at the deadline; the errno is in the error.
+Result<Descriptor> connect_tcp(const Address& address, Deadline deadline);
+
+// Exactly that many bytes. kTimeout at the deadline, kIo (with the errno, 0 for an orderly close) when the peer is gone.
+Status send_all(int fd, std::string_view bytes, Deadline deadline);
+Status receive_all(int fd, char* bytes, size_t count, Deadline deadline);
+
+}  // namespace amxt::comm

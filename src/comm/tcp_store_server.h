@@ -1,0 +1,49 @@
+// TcpStoreServer: a c10d TCPStore of our own, for jobs whose launcher runs none. One thread; it listens where MASTER_ADDR points and nowhere else.
+//
+// It trusts nobody: keys, values, requests, connections and the whole of what is stored are bounded, a connection that says something
+// else, stops in the middle of a request or does not take its answers is dropped and counted.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/result.h"
+#include "comm/socket.h"
+
+namespace amxt::comm {
+
+class TcpStoreServer {
+ public:
+  struct Options {
+    int64_t stall_timeout_ns =
+        10'000'000'000;  // to validate, to end a request once begun, to take an answer
+    size_t max_connections = 512;
+    size_t max_stored_bytes = size_t{64} << 20;
+  };
+
+  // kExists naming address and port when the port is taken.
+  static Result<std::unique_ptr<TcpStoreServer>> start(const std::string& host, int port);
+  static Result<std::unique_ptr<TcpStoreServer>> start(const std::string& host, int port,
+                                                       const Options& options);
+  ~TcpStoreServer();
+  TcpStoreServer(const TcpStoreServer&) = delete;
+  TcpStoreServer& operator=(const TcpStoreServer&) = delete;
+
+  // Connections dropped so far for what they sent or did not.
+  int64_t dropped() const { return dropped_.load(std::memory_order_relaxed); }
+
+ private:
+  class Loop;
+  TcpStoreServer() = default;
+
+  std::atomic<int64_t> dropped_{0};
+  Descriptor stop_;
+  std::unique_ptr<Loop> loop_;
+  std::thread thread_;
+};
+
+}  // namespace amxt::comm

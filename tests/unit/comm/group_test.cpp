@@ -1,0 +1,305 @@
+#include "comm/group.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <latch>
+#include <mutex>
+#include <numeric>
+
+#include "unit/comm/rank_threads.h"
+
+namespace amxt::comm::test {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::AnyOf;
+using ::testing::HasSubstr;
+
+Deadline soon() { return Deadline::after(20 * kSecond); }
+
+std::unique_ptr<Group> alone() {
+  auto group = Group::create(LaunchInfo{}, GroupOptions{}, nullptr, soon());
+  EXPECT_TRUE(group);
+  return group ? std::move(*group) : nullptr;
+}
+
+TEST(Group, AloneEverythingIsImmediate) {
+  const auto group = alone();
+  EXPECT_EQ(group->rank(), 0);
+  EXPECT_EQ(group->size(), 1);
+  EXPECT_TRUE(group->barrier(soon()));
+  auto memory = group->share("weights", 1 << 20, soon());
+  ASSERT_TRUE(memory);
+  EXPECT_EQ(memory->bytes(), 1 << 20);
+  for (int64_t i = 0; i < memory->bytes(); i += 4096) EXPECT_EQ(memory->data()[i], std::byte{0});
+  memory->data()[memory->bytes() - 1] = std::byte{1};
+  const auto all = group->exchange("mine", soon());
+  ASSERT_TRUE(all);
+  EXPECT_EQ(*all, std::vector<std::string>{"mine"});
+  EXPECT_TRUE(group->finalize(soon()));
+  EXPECT_EQ(group->barrier(soon()).error().code(), Code::kInvalidState);
+}
+
+TEST(Group, AloneAnAbortIsRemembered) {
+  const auto group = alone();
+  EXPECT_TRUE(group->check());
+  group->abort("no more");
+  EXPECT_EQ(group->check().error().code(), Code::kCommAborted);
+  EXPECT_THAT(group->barrier(soon()).error().message(), HasSubstr("no more"));
+  EXPECT_THAT(group->share("x", 1, soon()).error().message(), HasSubstr("no more"));
+}
+
+TEST(Group, AloneItIsOversubscribedWithMoreThreadsThanCpus) {
+  GroupOptions options;
+  options.threads = 1 << 20;
+  EXPECT_TRUE((*Group::create(LaunchInfo{}, options, nullptr, soon()))->oversubscribed());
+  options.threads = 1;
+  EXPECT_FALSE((*Group::create(LaunchInfo{}, options, nullptr, soon()))->oversubscribed());
+}
+
+TEST(Group, AnImpossibleLaunchIsRefused) {
+  LaunchInfo launch = local_launch(2, 2, "127.0.0.1");
+  EXPECT_EQ(Group::create(launch, {}, nullptr, soon()).error().code(), Code::kInvalidArgument);
+  launch = local_launch(0, 4, "127.0.0.1");
+  launch.local_world_size = 2;
+  EXPECT_EQ(Group::create(launch, {}, nullptr, soon()).error().code(), Code::kUnsupported);
+  EXPECT_EQ(Group::create(local_launch(0, 65, "127.0.0.1"), {}, nullptr, soon()).error().code(),
+            Code::kLimit);
+}
+
+class GroupWorlds : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Worlds, GroupWorlds, testing::Values(1, 2, 3, 4, 7, 8),
+                         [](const auto& world) { return std::to_string(world.param); });
+
+TEST_P(GroupWorlds, SharedMemoryIsOneMemory) {
+  const int world = GetParam();
+  RankThreads(world, [&](Group& group) {
+    const int64_t bytes = 3 * 4096 + 5;
+    auto memory = group.share("numbers", bytes, soon());
+    ASSERT_TRUE(memory) << memory.error().message();
+    EXPECT_EQ(memory->bytes(), bytes);
+    auto* numbers = reinterpret_cast<int32_t*>(memory->data());
+    EXPECT_EQ(numbers[group.rank()], 0);
+    numbers[group.rank()] = 100 + group.rank();
+    ASSERT_TRUE(group.barrier(soon()));
+    for (int rank = 0; rank < world; ++rank) EXPECT_EQ(numbers[rank], 100 + rank);
+    ASSERT_TRUE(group.barrier(soon()));
+  });
+}
+
+TEST_P(GroupWorlds, NobodyPassesABarrierBeforeAllHaveArrived) {
+  const int world = GetParam();
+  std::atomic<int> arrived{0};
+  RankThreads(world, [&](Group& group) {
+    for (int round = 1; round <= 200; ++round) {
+      arrived.fetch_add(1);
+      ASSERT_TRUE(group.barrier(soon()));
+      EXPECT_GE(arrived.load(), round * world);
+      ASSERT_TRUE(group.barrier(soon()));
+    }
+  });
+  EXPECT_EQ(arrived.load(), 200 * world);
+}
+
+TEST_P(GroupWorlds, AnExchangeGivesEveryonesPayloadByRank) {
+  const int world = GetParam();
+  RankThreads(world, [&](Group& group) {
+    for (int round = 0; round < 50; ++round) {
+      const auto payload_of = [&](int rank) {
+        return std::string(static_cast<size_t>((rank * 977 + round * 131) % 5000),
+                           static_cast<char>('a' + (rank + round) % 26));
+      };
+      const auto all = group.exchange(payload_of(group.rank()), soon());
+      ASSERT_TRUE(all) << all.error().message();
+      ASSERT_EQ(all->size(), static_cast<size_t>(world));
+      for (int rank = 0; rank < world; ++rank)
+        EXPECT_EQ((*all)[static_cast<size_t>(rank)], payload_of(rank));
+    }
+  });
+}
+
+TEST(Group, AnExchangeTakes64KiBAndNoMore) {
+  RankThreads(2, [](Group& group) {
+    const std::string largest(64 << 10, static_cast<char>('x' + group.rank()));
+    const auto all = group.exchange(largest, soon());
+    ASSERT_TRUE(all);
+    EXPECT_EQ((*all)[1], std::string(64 << 10, 'y'));
+    const auto over = group.exchange(largest + "!", soon());
+    EXPECT_EQ(over.error().code(), Code::kLimit);
+    EXPECT_THAT(over.error().message(), HasSubstr("65537"));
+  });
+}
+
+TEST(Group, LargeSharedMemoryIsOneMemoryToo) {
+  RankThreads(2, [](Group& group) {
+    const int64_t bytes = (int64_t{65} << 20) + 4096;
+    auto memory = group.share("large", bytes, soon());
+    ASSERT_TRUE(memory) << memory.error().message();
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(memory->data()) % (2 << 20), 0u);
+    auto* first = reinterpret_cast<int64_t*>(memory->data());
+    auto* last = reinterpret_cast<int64_t*>(memory->data() + bytes - 8);
+    EXPECT_EQ(*first, 0);
+    EXPECT_EQ(*last, 0);
+    ASSERT_TRUE(group.barrier(soon()));
+    *(group.rank() == 0 ? first : last) = 7;
+    ASSERT_TRUE(group.barrier(soon()));
+    EXPECT_EQ(*first, 7);
+    EXPECT_EQ(*last, 7);
+    ASSERT_TRUE(group.barrier(soon()));
+  });
+}
+
+TEST(Group, RanksThatAskForDifferentMemoryAllHearIt) {
+  RankThreads(3, [](Group& group) {
+    const auto memory = group.share("rows", group.rank() == 1 ? 4096 : 8192, soon());
+    ASSERT_FALSE(memory);
+    EXPECT_EQ(memory.error().code(), Code::kMismatch);
+    EXPECT_EQ(memory.error().rank(), 1);
+    EXPECT_THAT(memory.error().message(), AllOf(HasSubstr("rank 1"), HasSubstr("4096"),
+                                                HasSubstr("8192"), HasSubstr("'rows'")));
+    EXPECT_TRUE(group.share("rows", 4096, soon()));
+  });
+}
+
+TEST(Group, MemoryThatCannotBeMappedIsEveryonesError) {
+  RankThreads(2, [](Group& group) {
+    const auto memory = group.share("too much", int64_t{1} << 60, soon());
+    ASSERT_FALSE(memory);
+    EXPECT_EQ(memory.error().rank(), 0);
+    EXPECT_THAT(memory.error().message(), AllOf(HasSubstr("'too much'"), HasSubstr("rank 0")));
+    EXPECT_TRUE(group.barrier(soon()));
+    EXPECT_EQ(group.share("negative", -1, soon()).error().code(), Code::kInvalidArgument);
+    const auto nothing = group.share("nothing", 0, soon());
+    ASSERT_TRUE(nothing);
+    EXPECT_EQ(nothing->data(), nullptr);
+  });
+}
+
+TEST(Group, AnAbortTellsEveryoneWhoAndWhy) {
+  RankThreads(4, [](Group& group) {
+    if (group.rank() == 2) {
+      group.abort("the disk is full");
+    } else {
+      const auto status = group.barrier(soon());
+      ASSERT_FALSE(status);
+      EXPECT_EQ(status.error().code(), Code::kCommAborted);
+    }
+    EXPECT_EQ(group.check().error().rank(), 2);
+    EXPECT_THAT(group.check().error().message(),
+                AllOf(HasSubstr("rank 2 (pid "), HasSubstr("gave up: the disk is full")));
+    EXPECT_EQ(group.exchange("x", soon()).error().code(), Code::kCommAborted);
+    EXPECT_EQ(group.share("x", 1, soon()).error().code(), Code::kCommAborted);
+    EXPECT_EQ(group.finalize(soon()).error().code(), Code::kCommAborted);
+  });
+}
+
+TEST(Group, AnAbortEndsAWaitAtOnce) {
+  std::latch waiting(2);
+  RankThreads(3, [&](Group& group) {
+    if (group.rank() == 0) {
+      waiting.wait();
+      group.abort("enough");
+      return;
+    }
+    waiting.count_down();
+    const int64_t begin = monotonic_ns();
+    EXPECT_EQ(group.barrier(Deadline::never()).error().code(), Code::kCommAborted);
+    EXPECT_LT(monotonic_ns() - begin, 2 * kSecond);
+  });
+}
+
+TEST(Group, TheFirstReasonIsTheOneThatCounts) {
+  RankThreads(2, [](Group& group) {
+    if (group.rank() == 0) {
+      group.abort("first");
+      group.abort("second");
+    }
+    EXPECT_FALSE(group.barrier(soon()));
+    group.abort("third");
+    EXPECT_THAT(group.check().error().message(), HasSubstr("first"));
+  });
+}
+
+TEST(Group, ATimedOutBarrierNamesWhoIsMissing) {
+  std::atomic<int> timed_out{0};
+  RankThreads(3, [&](Group& group) {
+    if (group.rank() == 1) {
+      // Not there until the others have given up; then told so.
+      while (timed_out.load() < 2) std::this_thread::yield();
+      EXPECT_EQ(group.barrier(soon()).error().code(), Code::kCommTimeout);
+      return;
+    }
+    const auto status = group.barrier(Deadline::after(kSecond / 5));
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code(), Code::kCommTimeout);
+    EXPECT_EQ(status.error().rank(), 1);
+    EXPECT_THAT(status.error().message(),
+                AllOf(HasSubstr("rank 1 (pid "), HasSubstr("did not arrive at a barrier")));
+    ++timed_out;
+  });
+}
+
+TEST(Group, ACancelledWaitBreaksTheBarrier) {
+  RankThreads(2, [](Group& group) {
+    if (group.rank() == 0) {
+      const std::atomic<bool> cancel{true};
+      EXPECT_EQ(group.barrier(Deadline::never(), &cancel).error().code(), Code::kCancelled);
+      EXPECT_EQ(group.barrier(soon()).error().code(), Code::kInvalidState);
+      while (group.check()) std::this_thread::yield();  // until rank 1 has waited long enough
+      EXPECT_EQ(group.check().error().rank(), 0);
+      return;
+    }
+    Status status;
+    for (int i = 0; i < 2 && status; ++i) status = group.barrier(Deadline::after(kSecond / 5));
+    ASSERT_FALSE(status);
+    EXPECT_EQ(status.error().code(), Code::kCommAborted);
+    EXPECT_THAT(status.error().message(),
+                AllOf(HasSubstr("rank 0"), HasSubstr("cancelled its wait")));
+  });
+}
+
+TEST(Group, CallsOutOfOrderAreNamed) {
+  RankThreads(2, [](Group& group) {
+    const Code code = group.rank() == 0 ? group.barrier(soon()).error().code()
+                                        : group.exchange("x", soon()).error().code();
+    EXPECT_EQ(code, Code::kCommProtocol);
+    EXPECT_THAT(group.check().error().message(), AllOf(HasSubstr("barrier"), HasSubstr("exchange"),
+                                                       HasSubstr("rank 0"), HasSubstr("rank 1")));
+  });
+}
+
+TEST(Group, ARankThatLeavesWithoutFinalizingIsNamed) {
+  const std::string address = own_loopback();
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < 3; ++rank) {
+    ranks.emplace_back([&, rank] {
+      auto group = Group::create(local_launch(rank, 3, address), {}, nullptr, soon());
+      ASSERT_TRUE(group) << group.error().message();
+      if (rank == 1) return;
+      const auto status = (*group)->barrier(soon());
+      ASSERT_FALSE(status);
+      EXPECT_EQ(status.error().code(), Code::kCommAborted);
+      EXPECT_EQ(status.error().rank(), 1);
+      EXPECT_THAT(status.error().message(),
+                  AllOf(HasSubstr("rank 1 (pid "), HasSubstr("left the group without finalizing")));
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+}
+
+TEST(Group, AfterFinalizeNobodysGoingIsADeath) {
+  RankThreads(4,
+              [](Group& group) {
+                ASSERT_TRUE(group.finalize(soon()));
+                EXPECT_TRUE(group.check());
+                EXPECT_EQ(group.barrier(soon()).error().code(), Code::kInvalidState);
+              },
+              {.threads = 1, .finalize = false});
+}
+
+}  // namespace
+}  // namespace amxt::comm::test

@@ -1,0 +1,60 @@
+// RankThreads: ranks as threads of one process, each with a Group of its own, met through a store like processes.
+#pragma once
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/deadline.h"
+#include "comm/group.h"
+
+namespace amxt::comm::test {
+
+inline constexpr int64_t kSecond = 1'000'000'000;
+
+// A loopback address that no other test uses at the same time: every 127.x.y.z is this machine.
+inline std::string own_loopback() {
+  static std::atomic<int> count{0};
+  const int pid = getpid();
+  return fmt::format("127.{}.{}.{}", 1 + (pid >> 8) % 250, pid % 250, 1 + count++ % 250);
+}
+
+inline LaunchInfo local_launch(int rank, int world, const std::string& address, int port = 29500) {
+  LaunchInfo launch;
+  launch.rank = launch.local_rank = rank;
+  launch.world_size = launch.local_world_size = world;
+  launch.master_address = address;
+  launch.master_port = port;
+  launch.source = "test";
+  return launch;
+}
+
+// Runs body(group) on `world` threads; every rank then finalizes, unless its group has failed.
+inline void RankThreads(int world, const std::function<void(Group&)>& body,
+                        int threads_of_each = 1) {
+  const std::string address = own_loopback();
+  std::vector<std::thread> ranks;
+  for (int rank = 0; rank < world; ++rank) {
+    ranks.emplace_back([&, rank] {
+      GroupOptions options;
+      options.threads = rank_options.threads;
+      auto group = Group::create(local_launch(rank, world, address), options, nullptr,
+                                 Deadline::after(20 * kSecond));
+      ASSERT_TRUE(group) << "rank " << rank << ": " << group.error().message();
+      body(**group);
+      if (!rank_options.finalize || !(*group)->check()) return;
+      const auto finalized = (*group)->finalize(Deadline::after(20 * kSecond));
+      EXPECT_TRUE(finalized) << "rank " << rank << ": " << finalized.error().message();
+    });
+  }
+  for (std::thread& rank : ranks) rank.join();
+}
+
+}  // namespace amxt::comm::test
