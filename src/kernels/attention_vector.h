@@ -135,12 +135,24 @@ void widen_transposed(int64_t rows, int64_t head_dim, const E* from, int64_t ld,
   for (int64_t r = 0; r < kBlock; r += kLanes) {
     for_lanes(0, head_dim, [&](int64_t i, auto part) {
       F square[kLanes];
+#pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) {
         square[j] = r + j < rows ? load(from + (r + j) * ld + i, part) : all(0);
       }
       transpose(square);
+#pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) store(to + (i + j) * kBlock + r, square[j]);
     });
+  }
+}
+
+// Asks for part `part` of `parts` of a block that is converted soon: its rows lie too far apart for the hardware to foresee.
+template <typename E>
+inline void fetch(int64_t part, int64_t parts, int64_t rows, int64_t head_dim, const E* from,
+                  int64_t ld) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(E));
+  for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; ++r) {
+    for (int64_t i = 0; i < head_dim; i += line) __builtin_prefetch(from + r * ld + i, 0, 2);
   }
 }
 
@@ -166,6 +178,25 @@ struct Tokens {
 template <typename E>
 inline Tokens tokens_of_block(const AttentionCall<E>& call, int64_t block) {
   return {block * kBlock, least(kBlock, call.tokens - block * kBlock)};
+}
+
+// K or V of a block, for the heads that share it.
+template <typename E>
+inline const E* keys_at(const AttentionCall<E>& call, Tokens keys, int64_t kv_head) {
+  return call.k + keys.token * call.ldk + kv_head * call.head_dim;
+}
+template <typename E>
+inline const E* values_at(const AttentionCall<E>& call, Tokens keys, int64_t kv_head) {
+  return call.v + keys.token * call.ldv + kv_head * call.head_dim;
+}
+// While head h of `heads` is computed with one block, its share of the next comes nearer.
+template <typename E>
+inline void fetch_next_keys(const AttentionCall<E>& call, int64_t h, int64_t heads, int64_t block,
+                            int64_t last, int64_t kv_head) {
+  if (block > last) return;
+  const Tokens keys = tokens_of_block(call, block);
+  fetch(h, heads, keys.count, call.head_dim, keys_at(call, keys, kv_head), call.ldk);
+  fetch(h, heads, keys.count, call.head_dim, values_at(call, keys, kv_head), call.ldv);
 }
 
 // Keys of a block that each query of another sees: [low, high) within the block. Both rise with the query.
@@ -365,12 +396,11 @@ void forward_vector(const AttentionCall<E>& call, int64_t number, float* memory)
   for (int64_t block = blocks.begin; block < blocks.end; ++block) {
     const Tokens keys = tokens_of_block(call, block);
     sight.look(call, queries, keys);
-    widen_transposed(keys.count, dim, call.k + keys.token * call.ldk + task.kv_head * dim, call.ldk,
-                     scratch.keys);
-    widen(keys.count, dim, call.v + keys.token * call.ldv + task.kv_head * dim, call.ldv, 1,
-          scratch.values);
+    widen_transposed(keys.count, dim, keys_at(call, keys, task.kv_head), call.ldk, scratch.keys);
+    widen(keys.count, dim, values_at(call, keys, task.kv_head), call.ldv, 1, scratch.values);
     for (int64_t h = 0; h < task.heads; ++h) {
       const Running& state = scratch.head[h];
+      fetch_next_keys(call, h, task.heads, block + 1, blocks.end - 1, task.kv_head);
       scores(sight, queries.count, state.q, scratch.keys, dim, scratch.s);
       soft_max(sight, queries.count, scratch.s, state, scratch.keep);
       weigh(sight, queries.count, scratch.s, scratch.values, dim, state.out, scratch.keep);
@@ -441,11 +471,10 @@ int64_t backward_floats(int64_t head_dim, int64_t key_rows) {
 template <typename E>
 void load_keys(const AttentionCall<E>& call, Tokens keys, int64_t kv_head, BackwardScratch& to) {
   const int64_t dim = call.head_dim;
-  const E* k = call.k + keys.token * call.ldk + kv_head * dim;
+  const E* k = keys_at(call, keys, kv_head);
   widen(keys.count, dim, k, call.ldk, 1, to.keys);
   widen_transposed(keys.count, dim, k, call.ldk, to.keys_across);
-  widen_transposed(keys.count, dim, call.v + keys.token * call.ldv + kv_head * dim, call.ldv,
-                   to.values_across);
+  widen_transposed(keys.count, dim, values_at(call, keys, kv_head), call.ldv, to.values_across);
 }
 
 template <typename E>
@@ -508,6 +537,7 @@ void backward_query_task(const AttentionCall<E>& call, const QueryTask& task,
     load_keys(call, keys, task.kv_head, scratch);
     const int64_t at = keys.token * width;
     for (int64_t h = 0; h < task.heads; ++h) {
+      fetch_next_keys(call, h, task.heads, block + 1, blocks.end - 1, task.kv_head);
       backward_pair(call, sight, queries, keys, task.first_head + h, scratch, scratch.head[h],
                     scratch.head[h].dq, dk ? dk + at : nullptr, dv ? dv + at : nullptr);
     }
