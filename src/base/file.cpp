@@ -94,7 +94,7 @@ Result<File> File::open_read_beneath(const std::string& directory, const std::st
   ::close(folder);
   if (fd < 0 && (error == EXDEV || error == ELOOP)) {
     // Model caches keep shards as symlinks to a sibling folder of blobs; the user chose that folder, the index did not.
-    return Error(Code::kFormat, fmt::format("{}: a symbolic link that leaves its directory", quote(path)), error);
+    return Error(Code::kFormat, fmt::format("{}: a symbolic link that leaves its directory; put a copy or a hard link in its place", quote(path)), error);
   }
   if (fd < 0) return path_error(path, error);
   File file(fd, path);

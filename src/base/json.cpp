@@ -108,6 +108,10 @@ class Builder final : public nlohmann::json_sax<Json> {
 
 Result<Json> parse_json(std::string_view text, const JsonLimits& limits) {
   if (!is_utf8(text)) return Error(Code::kFormat, "not valid UTF-8");
+  // The parser takes a NUL for the end of its input, so that what stands behind it would go unread.
+  if (const size_t at = text.find('\0'); at != std::string_view::npos) {
+    return Error(Code::kFormat, fmt::format("not valid JSON at byte {}: a NUL byte", at + 1));
+  }
   Builder builder(limits);
   try {
     if (!Json::sax_parse(text.begin(), text.end(), &builder)) {
