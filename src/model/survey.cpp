@@ -26,8 +26,8 @@ bool is_weight_dtype(DType dtype) {
 class Surveyor {
  public:
   Surveyor(const std::string& directory, const ModelConfig* config,
-           const std::vector<TensorSpec>& specs)
-      : directory_(directory), config_(config), specs_(specs) {}
+           const std::vector<TensorSpec>& specs, const std::string& index_name)
+      : directory_(directory), config_(config), specs_(specs), index_name_(index_name) {}
 
   Survey run() {
     survey_.locations.resize(specs_.size());
@@ -64,8 +64,9 @@ class Surveyor {
 
   // False when nothing could be opened; a shard that can't be read is a problem, the others go on.
   bool open_files() {
-    index_path_ = join_path(directory_, io::kIndexFile);
-    const bool has_single = path_exists(join_path(directory_, io::kSingleFile));
+    index_path_ = join_path(directory_, index_name_.empty() ? io::kIndexFile : index_name_);
+    const bool has_single =
+        index_name_.empty() && path_exists(join_path(directory_, io::kSingleFile));
     const bool has_index = path_exists(index_path_);
     if (has_single) {
       if (has_index) {
@@ -257,6 +258,7 @@ class Surveyor {
   const std::string& directory_;
   const ModelConfig* config_;
   const std::vector<TensorSpec>& specs_;
+  const std::string& index_name_;
   Survey survey_;
   std::string index_path_;
   std::optional<io::ShardIndex> index_;
@@ -268,8 +270,8 @@ class Surveyor {
 }  // namespace
 
 Survey survey_weights(const std::string& directory, const ModelConfig* config,
-                      const std::vector<TensorSpec>& specs) {
-  return Surveyor(directory, config, specs).run();
+                      const std::vector<TensorSpec>& specs, const std::string& index_name) {
+  return Surveyor(directory, config, specs, index_name).run();
 }
 
 }  // namespace amxt::model

@@ -19,7 +19,8 @@ struct Survey {
 
 // Reads the index (or finds the one model.safetensors) and all headers of `directory`, and compares them with `specs`. Without a
 // config (null) only the files themselves are judged. Reads no weights but those of a head stored beside a tied embedding.
+// `index_name`: this index of `directory`, whatever else lies there.
 Survey survey_weights(const std::string& directory, const ModelConfig* config,
-                      const std::vector<TensorSpec>& specs);
+                      const std::vector<TensorSpec>& specs, const std::string& index_name = "");
 
 }  // namespace amxt::model
