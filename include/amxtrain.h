@@ -296,13 +296,14 @@ AMXT_API const char* amxt_dtype_name(int32_t dtype);
 
 /* What a long call is doing. */
 enum {
-  AMXT_STAGE_LOAD = 1,   /* weights are read */
-  AMXT_STAGE_RESUME = 2, /* a checkpoint is read */
-  AMXT_STAGE_SAVE = 3,   /* a checkpoint is written */
-  AMXT_STAGE_EXPORT = 4, /* a Hugging Face directory is written */
-  AMXT_STAGE_VERIFY = 5, /* files are read back */
-  AMXT_STAGE_WRITE = 6,  /* random weights are written */
-  AMXT_STAGE_SCAN = 7    /* values of weights are looked at */
+  AMXT_STAGE_LOAD = 1,    /* weights are read */
+  AMXT_STAGE_RESUME = 2,  /* a checkpoint is read */
+  AMXT_STAGE_SAVE = 3,    /* a checkpoint is written */
+  AMXT_STAGE_EXPORT = 4,  /* a Hugging Face directory is written */
+  AMXT_STAGE_VERIFY = 5,  /* files are read back */
+  AMXT_STAGE_WRITE = 6,   /* random weights are written */
+  AMXT_STAGE_SCAN = 7,    /* values of weights are looked at */
+  AMXT_STAGE_TOKENIZE = 8 /* text is read */
 };
 
 /* How far a long call is: the item of `item_count` that it is at, and the bytes of this item. */
@@ -374,13 +375,12 @@ typedef struct amxt_runtime_options {
   int32_t threads;     /* of each rank, 1 to 1024; unset: from affinity, cgroup, ranks */
   int32_t pin_threads; /* 1 or 0; unset: 1 unless there are more ranks than cores */
   int32_t log_level;   /* AMXT_LOG_*; unset: AMXTRAIN_LOG of the environment, else info */
-  const char* max_isa; /* "avx2", "avx512", "avx512_bf16" or "amx"; NULL: no cap */
   amxt_log_fn log;     /* NULL: no lines */
   void* log_user_data;
 } amxt_runtime_options;
 
 #define AMXT_RUNTIME_OPTIONS_INIT \
-  {sizeof(amxt_runtime_options), AMXT_UNSET_I32, AMXT_UNSET_I32, AMXT_UNSET_I32, NULL, NULL, NULL}
+  {sizeof(amxt_runtime_options), AMXT_UNSET_I32, AMXT_UNSET_I32, AMXT_UNSET_I32, NULL, NULL}
 
 /**
  * Sets an amxt_runtime_options up, as AMXT_RUNTIME_OPTIONS_INIT does.
@@ -398,8 +398,7 @@ AMXT_API void amxt_runtime_options_init(amxt_runtime_options* options, uint32_t 
  * @param[out] runtime the new runtime; the caller owns it.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for an option that cannot be, or an unknown
- *   AMXTRAIN_MAX_ISA or AMXTRAIN_LOG; AMXT_E_INVALID_STATE when the process has decided on another
- *   instruction set than max_isa; AMXT_E_UNSUPPORTED when the CPU is below x86-64-v3.
+ *   AMXTRAIN_MAX_ISA or AMXTRAIN_LOG; AMXT_E_UNSUPPORTED when the CPU is below x86-64-v3.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_runtime_create(const amxt_runtime_options* options,
@@ -710,17 +709,17 @@ AMXT_API void amxt_op_destroy(amxt_op* op);
  * ============================================================================================ */
 
 /**
- * Opens a model directory: reads config.json, and the index and the headers of the weights when
- * they are there; no weights. A directory that has config.json only is enough for a plan;
- * amxt_model_check() tells whether it is enough for training.
+ * Opens a model directory: reads config.json, and the index and the headers of the weights when they
+ * are there; no weights. A good config.json is enough for a plan, whatever is wrong with the weights;
+ * amxt_model_check() tells whether they are good for training.
  *
  * @param[in] runtime the runtime.
  * @param[in] directory path of the directory.
  * @param[out] model the model; the caller owns it.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_NOT_FOUND without a directory or a config.json; AMXT_E_FORMAT for a
- *   malformed file; AMXT_E_UNSUPPORTED for an architecture or a config key that would change the
- *   model otherwise than known; AMXT_E_IO.
+ *   malformed config.json; AMXT_E_UNSUPPORTED for an architecture or a config key that would change
+ *   the model otherwise than known; AMXT_E_IO.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_model_open(amxt_runtime* runtime, const char* directory,
@@ -755,7 +754,8 @@ AMXT_API amxt_status amxt_model_check(const amxt_model* model, amxt_error* err);
 AMXT_API amxt_status amxt_model_info(const amxt_model* model, char** json, amxt_error* err);
 
 /**
- * Gives the number of tensors in the weight files; 0 without any.
+ * Gives the number of tensors that training takes from the weight files; 0 when amxt_model_check()
+ * would fail.
  *
  * @param[in] model the model.
  * @param[out] count the number.
@@ -770,7 +770,7 @@ AMXT_API amxt_status amxt_model_tensor_count(const amxt_model* model, int64_t* c
  * Describes a tensor of the weight files.
  *
  * @param[in] model the model.
- * @param[in] index 0 to the count of tensors - 1, in order of names.
+ * @param[in] index 0 to the count of tensors - 1, from the embedding to the head.
  * @param[in,out] info set up by the caller; its strings are borrowed until the model is destroyed.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for an index out of range.
@@ -793,7 +793,7 @@ AMXT_API amxt_status amxt_model_preset(const char* name, char** json, amxt_error
 /* Options of random weights. */
 typedef struct amxt_write_random_options {
   uint32_t struct_size;
-  int32_t dtype;             /* AMXT_DTYPE_BFLOAT16 (unset), _FLOAT16 or _FLOAT32 */
+  int32_t reserved;          /* 0 */
   int64_t seed;              /* unset: 42 */
   int64_t shard_bytes;       /* most bytes of a file, tensors unsplit; unset: 5,000,000,000 */
   const char* config_name;   /* what messages call the configuration; NULL: "config" */
@@ -802,13 +802,7 @@ typedef struct amxt_write_random_options {
 } amxt_write_random_options;
 
 #define AMXT_WRITE_RANDOM_OPTIONS_INIT \
-  {sizeof(amxt_write_random_options),  \
-   AMXT_UNSET_I32,                     \
-   AMXT_UNSET_I64,                     \
-   AMXT_UNSET_I64,                     \
-   NULL,                               \
-   NULL,                               \
-   NULL}
+  {sizeof(amxt_write_random_options), 0, AMXT_UNSET_I64, AMXT_UNSET_I64, NULL, NULL, NULL}
 
 /**
  * Sets an amxt_write_random_options up, as AMXT_WRITE_RANDOM_OPTIONS_INIT does.
@@ -822,7 +816,7 @@ AMXT_API void amxt_write_random_options_init(amxt_write_random_options* options,
                                              uint32_t struct_size);
 
 /**
- * Writes a model directory with random weights: matrices normal with the configuration's
+ * Writes a model directory with random weights in bfloat16: matrices normal with the configuration's
  * initializer_range, norms 1, biases 0. The same seed gives the same bytes on any machine. Streams:
  * needs memory for a part of a tensor only. The directory appears under its name when it is
  * complete.
@@ -864,11 +858,12 @@ AMXT_API void amxt_inspect_options_init(amxt_inspect_options* options, uint32_t 
 
 /**
  * Looks at a safetensors file, an index, or a model directory and describes it as a JSON object:
- * "path", "kind" ("file" or "directory"), "bytes", "parameters", "files" (each "path", "bytes",
- * "metadata"), "tensors" (each "name", "dtype", "shape", "bytes", "file", "offset"; with scan "nan"
- * and "inf" counts), "config" (the object of amxt_model_info() or null), "problems" (each "code",
- * "message"). A malformed file is a problem in the result, not an error, as long as the path can be
- * read; a path that is no regular file is never opened for reading, so that a pipe cannot block.
+ * "path", "kind" ("directory", "index", "safetensors"), "config" (model type and sizes, or null),
+ * "parameters" and "bytes" of the stored tensors, "file_bytes", "dtypes" (type to number of tensors),
+ * "files" (each "name", "bytes", "tensors"), "tensors" (each "name", "dtype", "shape", "bytes",
+ * "file", "offset"; with scan also "nan", "inf" and "max_abs"), "problems" (lines: what a loader
+ * would refuse) and "warnings" (lines). A malformed file is a problem in the result, not an error; a
+ * path that is no regular file is never opened for reading, so that a pipe cannot block.
  *
  * @param[in] runtime the runtime.
  * @param[in] path a file or a directory.
@@ -983,9 +978,11 @@ AMXT_API amxt_status amxt_plan_summary(const amxt_plan* plan, amxt_plan_totals* 
                                        amxt_error* err);
 
 /**
- * Gives a plan as a JSON object: the fields of amxt_plan_totals, "options" (the object of
- * amxt_trainer_options_json()), and "table": an array of rows, each "what", "where" ("private" or
- * "shared"), "bytes_per_rank", "bytes_per_node".
+ * Gives a plan as a JSON object: "parameters", "ranks", "threads", what was chosen ("wave", "waves",
+ * "keep", "gradient_dtype", "compute_dtype", "sequence_length", "micro_batch", "accumulate",
+ * "global_batch"), "parts" (each "name", "shared" (true: of the node, once; false: of each rank),
+ * "bytes"), "private_bytes_per_rank", "shared_bytes_per_node", "peak_bytes_per_rank" (proportional),
+ * "peak_bytes_per_node", "limit_bytes", "limit" (what sets it) and "fits".
  *
  * @param[in] plan the plan.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1035,7 +1032,7 @@ typedef struct amxt_dataset_options {
   int32_t reserved;        /* 0 */
   int64_t separator;       /* ends a document of a stream; -1: none; unset: the model's eos */
   int64_t vocab_size;      /* tokens are below it; unset: the model's, else unchecked */
-  int64_t sequence_length; /* T of samples, 1 or more, that of the trainer; unset: 512 */
+  int64_t sequence_length; /* T of samples, 1 or more; unset: that of the trainer */
   const amxt_model* model; /* where unset values come from, or NULL */
   const char* const* extra_paths; /* more files, behind the first; or NULL */
   int64_t extra_path_count;
@@ -1083,17 +1080,20 @@ AMXT_API amxt_status amxt_dataset_open(amxt_runtime* runtime, const char* path,
  * Gives the number of samples of one epoch.
  *
  * @param[in] dataset the data set.
+ * @param[in] sequence_length T; AMXT_UNSET_I64 for the data set's own.
  * @param[out] samples the number.
  * @param[out] err optional.
- * @return AMXT_OK.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a T below 1, or when there is none; AMXT_E_FORMAT when
+ *   the data gives no sample of that length.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
-AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t* samples,
-                                        amxt_error* err);
+AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t sequence_length,
+                                        int64_t* samples, amxt_error* err);
 
 /**
- * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "samples",
- * "separator" (or null), "sequence_length", "vocab_size" (or null).
+ * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "largest_token",
+ * "separator" (or null), "sequence_length" (or null), "vocab_size" (or null), "loss_weight" (true when
+ * there is one), "fingerprint" (of tokens, documents and weights).
  *
  * @param[in] dataset the data set.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1114,12 +1114,15 @@ AMXT_API void amxt_dataset_destroy(amxt_dataset* dataset);
 /* Options of a token file. */
 typedef struct amxt_token_writer_options {
   uint32_t struct_size;
-  int32_t loss_weights; /* 1: each token has a loss weight; unset: 0 */
-  int64_t vocab_size;   /* tokens are below it; up to 65,536 they take 2 bytes; unset: 2^31 */
+  int32_t dtype;             /* AMXT_DTYPE_UINT16 or _UINT32; unset: _UINT32 */
+  int32_t loss_weight_dtype; /* AMXT_DTYPE_UINT8 (0 or 1) or _FLOAT32; unset: no loss weights */
+  int32_t overwrite;         /* 1: replace a file that is there; unset: 0 */
+  int64_t vocab_size;        /* tokens are below it; unset: whatever the type holds */
 } amxt_token_writer_options;
 
-#define AMXT_TOKEN_WRITER_OPTIONS_INIT \
-  {sizeof(amxt_token_writer_options), AMXT_UNSET_I32, AMXT_UNSET_I64}
+#define AMXT_TOKEN_WRITER_OPTIONS_INIT                                                \
+  {sizeof(amxt_token_writer_options), AMXT_UNSET_I32, AMXT_UNSET_I32, AMXT_UNSET_I32, \
+   AMXT_UNSET_I64}
 
 /**
  * Sets an amxt_token_writer_options up, as AMXT_TOKEN_WRITER_OPTIONS_INIT does.
@@ -1153,16 +1156,17 @@ AMXT_API amxt_status amxt_token_writer_open(amxt_runtime* runtime, const char* p
  *
  * @param[in] writer the writer.
  * @param[in] tokens `count` token ids; may be NULL when count is 0.
- * @param[in] loss_weights `count` weights of the tokens as targets, 0 or 1; NULL: all 1. Refused
- *   when the file has none.
+ * @param[in] loss_weights `count` weights of the tokens as targets; NULL: all 1. Refused when the file
+ *   has none.
  * @param[in] count tokens of the document; 0 gives an empty one.
- * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token beyond the vocabulary, or a weight that is
- *   neither 0 nor 1; AMXT_E_INVALID_STATE after finish; AMXT_E_IO; AMXT_E_NO_SPACE.
+ * @param[out] err optional; document and position.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token that the type or the vocabulary cannot hold, or
+ *   a weight that is negative or not finite, or not 0 or 1 where the type is UINT8;
+ *   AMXT_E_INVALID_STATE after finish; AMXT_E_IO; AMXT_E_NO_SPACE.
  * Thread-safety: object. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_token_writer_add(amxt_token_writer* writer, const int32_t* tokens,
-                                           const uint8_t* loss_weights, int64_t count,
+                                           const float* loss_weights, int64_t count,
                                            amxt_error* err);
 
 /**
@@ -1184,6 +1188,48 @@ AMXT_API amxt_status amxt_token_writer_finish(amxt_token_writer* writer, amxt_er
  */
 AMXT_API void amxt_token_writer_destroy(amxt_token_writer* writer);
 
+/* Options of tokenizing. */
+typedef struct amxt_tokenize_options {
+  uint32_t struct_size;
+  int32_t overwrite;         /* 1: replace a file that is there; unset: 0 */
+  amxt_progress_fn progress; /* or NULL */
+  void* progress_user_data;
+} amxt_tokenize_options;
+
+#define AMXT_TOKENIZE_OPTIONS_INIT {sizeof(amxt_tokenize_options), AMXT_UNSET_I32, NULL, NULL}
+
+/**
+ * Sets an amxt_tokenize_options up, as AMXT_TOKENIZE_OPTIONS_INIT does.
+ *
+ * @param[out] options what to set up; NULL is ignored.
+ * @param[in] struct_size sizeof(amxt_tokenize_options) of the caller; no byte beyond it is written.
+ * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
+ */
+AMXT_API void amxt_tokenize_options_init(amxt_tokenize_options* options, uint32_t struct_size);
+
+/**
+ * Makes a safetensors token file of text, a byte a token. A text file is one document; each line of a
+ * *.jsonl file is one: {"text": ...}, or {"prompt": ..., "completion": ...}, whose prompt has loss
+ * weight 0.
+ *
+ * @param[in] runtime the runtime.
+ * @param[in] path of the token file; it appears when it is complete.
+ * @param[in] texts paths of text files and *.jsonl files.
+ * @param[in] text_count 1 or more.
+ * @param[in] options NULL for all defaults.
+ * @param[out] json an object of "path", "documents", "tokens", "masked_tokens", "vocab_size"; the
+ *   caller ends it with amxt_string_destroy(); or NULL.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional; the file, and the line of a *.jsonl file.
+ * @return AMXT_OK; AMXT_E_NOT_FOUND; AMXT_E_EXISTS; AMXT_E_FORMAT; AMXT_E_IO; AMXT_E_NO_SPACE;
+ *   AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_USER.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_tokenize(amxt_runtime* runtime, const char* path,
+                                   const char* const* texts, int64_t text_count,
+                                   const amxt_tokenize_options* options, char** json,
+                                   int64_t timeout_ns, amxt_error* err);
+
 /* ============================================================================================
  * 11  Trainer
  *
@@ -1203,7 +1249,7 @@ enum {
 };
 
 /* How the learning rate goes on after the warm-up. */
-enum { AMXT_SCHEDULE_LINEAR = 0, AMXT_SCHEDULE_COSINE = 1, AMXT_SCHEDULE_CONSTANT = 2 };
+enum { AMXT_SCHEDULE_CONSTANT = 0, AMXT_SCHEDULE_LINEAR = 1, AMXT_SCHEDULE_COSINE = 2 };
 
 /* What the loss of a step is the mean of. */
 enum {
