@@ -709,9 +709,9 @@ AMXT_API void amxt_op_destroy(amxt_op* op);
  * ============================================================================================ */
 
 /**
- * Opens a model directory: reads config.json, and the index and the headers of the weights when they
- * are there; no weights. A good config.json is enough for a plan, whatever is wrong with the weights;
- * amxt_model_check() tells whether they are good for training.
+ * Opens a model directory: reads config.json, and the index and the headers of the weights when
+ * they are there; no weights. A good config.json is enough for a plan, whatever is wrong with the
+ * weights; amxt_model_check() tells whether they are good for training.
  *
  * @param[in] runtime the runtime.
  * @param[in] directory path of the directory.
@@ -816,10 +816,10 @@ AMXT_API void amxt_write_random_options_init(amxt_write_random_options* options,
                                              uint32_t struct_size);
 
 /**
- * Writes a model directory with random weights in bfloat16: matrices normal with the configuration's
- * initializer_range, norms 1, biases 0. The same seed gives the same bytes on any machine. Streams:
- * needs memory for a part of a tensor only. The directory appears under its name when it is
- * complete.
+ * Writes a model directory with random weights in bfloat16: matrices normal with the
+ * configuration's initializer_range, norms 1, biases 0. The same seed gives the same bytes on any
+ * machine. Streams: needs memory for a part of a tensor only. The directory appears under its name
+ * when it is complete.
  *
  * @param[in] runtime the runtime.
  * @param[in] config_json the text of config.json.
@@ -859,11 +859,11 @@ AMXT_API void amxt_inspect_options_init(amxt_inspect_options* options, uint32_t 
 /**
  * Looks at a safetensors file, an index, or a model directory and describes it as a JSON object:
  * "path", "kind" ("directory", "index", "safetensors"), "config" (model type and sizes, or null),
- * "parameters" and "bytes" of the stored tensors, "file_bytes", "dtypes" (type to number of tensors),
- * "files" (each "name", "bytes", "tensors"), "tensors" (each "name", "dtype", "shape", "bytes",
- * "file", "offset"; with scan also "nan", "inf" and "max_abs"), "problems" (lines: what a loader
- * would refuse) and "warnings" (lines). A malformed file is a problem in the result, not an error; a
- * path that is no regular file is never opened for reading, so that a pipe cannot block.
+ * "parameters" and "bytes" of the stored tensors, "file_bytes", "dtypes" (type to number of
+ * tensors), "files" (each "name", "bytes", "tensors"), "tensors" (each "name", "dtype", "shape",
+ * "bytes", "file", "offset"; with scan also "nan", "inf" and "max_abs"), "problems" (lines: what a
+ * loader would refuse) and "warnings" (lines). A malformed file is a problem in the result, not an
+ * error; a path that is no regular file is never opened for reading, so that a pipe cannot block.
  *
  * @param[in] runtime the runtime.
  * @param[in] path a file or a directory.
@@ -978,11 +978,11 @@ AMXT_API amxt_status amxt_plan_summary(const amxt_plan* plan, amxt_plan_totals* 
                                        amxt_error* err);
 
 /**
- * Gives a plan as a JSON object: "parameters", "ranks", "threads", what was chosen ("wave", "waves",
- * "keep", "gradient_dtype", "compute_dtype", "sequence_length", "micro_batch", "accumulate",
- * "global_batch"), "parts" (each "name", "shared" (true: of the node, once; false: of each rank),
- * "bytes"), "private_bytes_per_rank", "shared_bytes_per_node", "peak_bytes_per_rank" (proportional),
- * "peak_bytes_per_node", "limit_bytes", "limit" (what sets it) and "fits".
+ * Gives a plan as a JSON object: "parameters", "ranks", "threads", what was chosen ("wave",
+ * "waves", "keep", "gradient_dtype", "compute_dtype", "sequence_length", "micro_batch",
+ * "accumulate", "global_batch"), "parts" (each "name", "shared" (true: of the node, once; false: of
+ * each rank), "bytes"), "private_bytes_per_rank", "shared_bytes_per_node", "peak_bytes_per_rank"
+ * (proportional), "peak_bytes_per_node", "limit_bytes", "limit" (what sets it) and "fits".
  *
  * @param[in] plan the plan.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1083,8 +1083,8 @@ AMXT_API amxt_status amxt_dataset_open(amxt_runtime* runtime, const char* path,
  * @param[in] sequence_length T; AMXT_UNSET_I64 for the data set's own.
  * @param[out] samples the number.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a T below 1, or when there is none; AMXT_E_FORMAT when
- *   the data gives no sample of that length.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a T below 1, or when there is none; AMXT_E_FORMAT
+ *   when the data gives no sample of that length.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t sequence_length,
@@ -1092,8 +1092,8 @@ AMXT_API amxt_status amxt_dataset_count(const amxt_dataset* dataset, int64_t seq
 
 /**
  * Describes a data set as a JSON object: "paths", "mode", "documents", "tokens", "largest_token",
- * "separator" (or null), "sequence_length" (or null), "vocab_size" (or null), "loss_weight" (true when
- * there is one), "fingerprint" (of tokens, documents and weights).
+ * "separator" (or null), "sequence_length" (or null), "vocab_size" (or null), "loss_weight" (true
+ * when there is one), "fingerprint" (of tokens, documents and weights).
  *
  * @param[in] dataset the data set.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1156,12 +1156,12 @@ AMXT_API amxt_status amxt_token_writer_open(amxt_runtime* runtime, const char* p
  *
  * @param[in] writer the writer.
  * @param[in] tokens `count` token ids; may be NULL when count is 0.
- * @param[in] loss_weights `count` weights of the tokens as targets; NULL: all 1. Refused when the file
- *   has none.
+ * @param[in] loss_weights `count` weights of the tokens as targets; NULL: all 1. Refused when the
+ *   file has none.
  * @param[in] count tokens of the document; 0 gives an empty one.
  * @param[out] err optional; document and position.
- * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token that the type or the vocabulary cannot hold, or
- *   a weight that is negative or not finite, or not 0 or 1 where the type is UINT8;
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a token that the type or the vocabulary cannot hold,
+ *   or a weight that is negative or not finite, or not 0 or 1 where the type is UINT8;
  *   AMXT_E_INVALID_STATE after finish; AMXT_E_IO; AMXT_E_NO_SPACE.
  * Thread-safety: object. Blocking: no. Collective: no. Since: 0.1
  */
@@ -1208,9 +1208,9 @@ typedef struct amxt_tokenize_options {
 AMXT_API void amxt_tokenize_options_init(amxt_tokenize_options* options, uint32_t struct_size);
 
 /**
- * Makes a safetensors token file of text, a byte a token. A text file is one document; each line of a
- * *.jsonl file is one: {"text": ...}, or {"prompt": ..., "completion": ...}, whose prompt has loss
- * weight 0.
+ * Makes a safetensors token file of text, a byte a token. A text file is one document; each line of
+ * a *.jsonl file is one: {"text": ...}, or {"prompt": ..., "completion": ...}, whose prompt has
+ * loss weight 0.
  *
  * @param[in] runtime the runtime.
  * @param[in] path of the token file; it appears when it is complete.
