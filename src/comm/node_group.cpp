@@ -132,6 +132,7 @@ class NodeGroup final : public Group {
   Result<uint64_t> meet(Collective collective, std::string_view payload, Deadline deadline,
                         const std::atomic<bool>* cancel) {
     AMXT_TRY(usable());
+    if (is_set(cancel)) return cancelled(collective);
     const auto [number, last] = segment_.arrive(collective, payload);
     if (last) {
       const int other = segment_.disagrees();
@@ -143,16 +144,22 @@ class NodeGroup final : public Group {
     while (!segment_.is_open(number)) {
       AMXT_TRY(channel_->check());
       AMXT_TRY(check_left(number));
-      if (cancel != nullptr && cancel->load(std::memory_order_acquire)) {
-        cancelled_ = true;
-        segment_.give_up();
-        return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
-      }
+      if (is_set(cancel)) return cancelled(collective);
       if (deadline.passed()) return timed_out(collective, number);
       segment_.sleep(
           number, deadline.earlier(Deadline::after(cancel != nullptr ? kCancelLookNs : kLookNs)));
     }
     return number;
+  }
+
+  static bool is_set(const std::atomic<bool>* cancel) {
+    return cancel != nullptr && cancel->load(std::memory_order_acquire);
+  }
+
+  Error cancelled(Collective collective) {
+    cancelled_ = true;
+    segment_.give_up();
+    return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
   }
 
   void spin(uint64_t number) const {

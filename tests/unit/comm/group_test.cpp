@@ -244,21 +244,38 @@ TEST(Group, ATimedOutBarrierNamesWhoIsMissing) {
 }
 
 TEST(Group, ACancelledWaitBreaksTheBarrier) {
-  RankThreads(2, [](Group& group) {
+  std::latch given_up(1);
+  RankThreads(2, [&](Group& group) {
     if (group.rank() == 0) {
-      const std::atomic<bool> cancel{true};
+      std::atomic<bool> cancel{false};
+      std::thread other([&] { cancel = true; });
       EXPECT_EQ(group.barrier(Deadline::never(), &cancel).error().code(), Code::kCancelled);
+      other.join();
+      given_up.count_down();
       EXPECT_EQ(group.barrier(soon()).error().code(), Code::kInvalidState);
       while (group.check()) std::this_thread::yield();  // until rank 1 has waited long enough
       EXPECT_EQ(group.check().error().rank(), 0);
       return;
     }
+    given_up.wait();
     Status status;
     for (int i = 0; i < 2 && status; ++i) status = group.barrier(Deadline::after(kSecond / 5));
     ASSERT_FALSE(status);
     EXPECT_EQ(status.error().code(), Code::kCommAborted);
     EXPECT_THAT(status.error().message(),
                 AllOf(HasSubstr("rank 0"), HasSubstr("cancelled its wait")));
+  });
+}
+
+TEST(Group, ABarrierCancelledBeforehandIsNotArrivedAt) {
+  const std::atomic<bool> cancel{true};
+  RankThreads(2, [&](Group& group) {
+    if (group.rank() == 0) {
+      EXPECT_EQ(group.barrier(Deadline::never(), &cancel).error().code(), Code::kCancelled);
+      while (group.check()) std::this_thread::yield();
+      return;
+    }
+    EXPECT_EQ(group.barrier(Deadline::after(kSecond / 5)).error().code(), Code::kCommAborted);
   });
 }
 

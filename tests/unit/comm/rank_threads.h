@@ -36,9 +36,14 @@ inline LaunchInfo local_launch(int rank, int world, const std::string& address, 
   return launch;
 }
 
-// Runs body(group) on `world` threads; every rank then finalizes, unless its group has failed.
+struct RankOptions {
+  int threads = 1;       // that each rank says it has
+  bool finalize = true;  // after the body, unless the group has failed
+};
+
+// Runs body(group) on `world` threads.
 inline void RankThreads(int world, const std::function<void(Group&)>& body,
-                        int threads_of_each = 1) {
+                        const RankOptions& rank_options = {}) {
   const std::string address = own_loopback();
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < world; ++rank) {
