@@ -30,10 +30,12 @@ class FmaGemm final : public Gemm<E> {
     this->candidates_ = std::move(candidates);
   }
 
-  // Floats of one thread: a block of A, of B, and of C where the result is bf16; whole cache lines.
+  // An odd number of cache lines, so that the rows of a tile fall into different sets.
+  static int64_t ld_sums(const FmaKernel& k) { return k.block_columns + 16; }
+
+  // Floats of one thread, whole cache lines: a block of A, of B and of C.
   static int64_t thread_floats(const FmaKernel& k) {
-    const int64_t floats =
-        (k.block_rows + k.block_columns) * k.depth + k.block_rows * k.block_columns;
+    const int64_t floats = (k.block_rows + k.block_columns) * k.depth + k.block_rows * ld_sums(k);
     return (floats + 15) / 16 * 16;
   }
 
@@ -64,46 +66,48 @@ class FmaGemm final : public Gemm<E> {
  private:
   void pack(const Operand<E>& operand, int64_t width, int64_t begin, int64_t end, int64_t p,
             int64_t depth, float* to) const {
-    for (int64_t i = begin; i < end; i += width) {
-      const int64_t count = std::min(width, end - i);
-      if constexpr (std::is_same_v<E, float>) {
-        kernel_.pack_float(operand.lay, width, count, depth, operand.at(i, p), operand.ld, to);
-      } else {
-        kernel_.pack_bf16(operand.lay, width, count, depth, operand.at(i, p), operand.ld, to);
-      }
-      to += width * depth;
+    if constexpr (std::is_same_v<E, float>) {
+      kernel_.pack_float(operand.lay, width, end - begin, depth, operand.at(begin, p), operand.ld,
+                         to);
+    } else {
+      kernel_.pack_bf16(operand.lay, width, end - begin, depth, operand.at(begin, p), operand.ld,
+                        to);
     }
   }
 
-  // The block [rows] x [columns] of C over all of P.
+  // The block [rows] x [columns] of C over all of P. It is summed in `scratch`: rows of a wide C fall into one set of the
+  // first-level cache, more of them than it has ways (a fifth of the speed at 2048 columns).
   template <typename C>
   void block(int64_t row, int64_t row_end, int64_t column, int64_t column_end, int64_t P,
              const Operand<E>& a, const Operand<E>& b, C* c, int64_t ldc, bool accumulate,
              float* scratch) const {
     float* const packed_a = scratch;
     float* const packed_b = packed_a + kernel_.block_rows * kernel_.depth;
-    float* sums = packed_b + kernel_.block_columns * kernel_.depth;
-    int64_t ld_sums = kernel_.block_columns;
+    float* const sums = packed_b + kernel_.block_columns * kernel_.depth;
+    const int64_t rows = row_end - row, columns = column_end - column, ld = ld_sums(kernel_);
+    C* const out = c + row * ldc + column;
     if constexpr (std::is_same_v<C, float>) {
-      sums = c + row * ldc + column;
-      ld_sums = ldc;
+      for (int64_t i = 0; accumulate && i < rows; ++i) {
+        std::memcpy(sums + i * ld, out + i * ldc, static_cast<size_t>(columns) * sizeof(float));
+      }
     }
     for (int64_t p = 0; p < P; p += kernel_.depth) {
       const int64_t depth = std::min(kernel_.depth, P - p);
       pack(a, kernel_.rows, row, row_end, p, depth, packed_a);
       pack(b, kernel_.columns, column, column_end, p, depth, packed_b);
-      for (int64_t j = 0; j < column_end - column; j += kernel_.columns) {
-        for (int64_t i = 0; i < row_end - row; i += kernel_.rows) {
-          kernel_.tile(std::min(kernel_.rows, row_end - row - i),
-                       std::min(kernel_.columns, column_end - column - j), depth,
-                       packed_a + i * depth, packed_b + j * depth, sums + i * ld_sums + j, ld_sums,
+      for (int64_t j = 0; j < columns; j += kernel_.columns) {
+        for (int64_t i = 0; i < rows; i += kernel_.rows) {
+          kernel_.tile(std::min(kernel_.rows, rows - i), std::min(kernel_.columns, columns - j),
+                       depth, packed_a + i * depth, packed_b + j * depth, sums + i * ld + j, ld,
                        p == 0 && !accumulate);
         }
       }
     }
-    if constexpr (!std::is_same_v<C, float>) {
-      for (int64_t i = row; i < row_end; ++i) {
-        kernel_.round(column_end - column, sums + (i - row) * ld_sums, c + i * ldc + column);
+    for (int64_t i = 0; i < rows; ++i) {
+      if constexpr (std::is_same_v<C, float>) {
+        std::memcpy(out + i * ldc, sums + i * ld, static_cast<size_t>(columns) * sizeof(float));
+      } else {
+        kernel_.round(columns, sums + i * ld, out + i * ldc);
       }
     }
   }

@@ -61,7 +61,7 @@ void transpose(__m256 (&r)[kLanes]) {
   }
 }
 
-// `lanes` columns of the panel, from rows that run along p.
+// `lanes` columns of a panel, from rows that run along p; zeros from row `count` on. Reads no row beyond `lanes`.
 template <typename E>
 void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, const E* from,
                 int64_t ld, float* to) {
@@ -72,7 +72,9 @@ void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, cons
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes; ++i) {
       const E* at = from + i * ld + p;
-      r[i] = i >= count ? _mm256_setzero_ps() : left >= kLanes ? load(at) : load_some(at, left);
+      r[i] = i >= count || i >= lanes ? _mm256_setzero_ps()
+             : left >= kLanes         ? load(at)
+                                      : load_some(at, left);
     }
     transpose(r);
     float* out = to + p * width;
@@ -85,22 +87,39 @@ void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, cons
   }
 }
 
+// One row of the source is read to its end before the next: it is contiguous, and the panels wait in the second-level cache.
+template <typename E>
+void pack_across(int64_t width, int64_t count, int64_t depth, const E* from, int64_t ld,
+                 float* to) {
+  for (int64_t p = 0; p < depth; ++p) {
+    const E* row = from + p * ld;
+    for (int64_t i = 0; i < count; i += width) {
+      float* out = to + i * depth + p * width;
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
+        const int64_t left = count - i - lane, lanes = width - lane;
+        const int64_t used = left < lanes ? left : lanes;
+        const __m256 values = left >= kLanes ? load(row + i + lane)
+                              : used > 0     ? load_some(row + i + lane, used)
+                                             : _mm256_setzero_ps();
+        if (lanes >= kLanes) {
+          _mm256_storeu_ps(out + lane, values);
+        } else {
+          _mm256_maskstore_ps(out + lane, first(lanes), values);
+        }
+      }
+    }
+  }
+}
+
 template <typename E>
 void pack(Lay lay, int64_t width, int64_t count, int64_t depth, const E* from, int64_t ld,
           float* to) {
-  for (int64_t column = 0; column < width; column += kLanes) {
-    const int64_t lanes = width - column < kLanes ? width - column : kLanes;
-    const int64_t left = count > column ? count - column : 0;
-    const int64_t used = left < lanes ? left : lanes;
-    if (lay == Lay::kAlong) {
-      pack_along(width, used, lanes, depth, from + column * ld, ld, to + column);
-      continue;
-    }
-    const __m256i kept = first(lanes);
-    for (int64_t p = 0; p < depth; ++p) {
-      const E* at = from + p * ld + column;
-      const __m256 values = used == kLanes ? load(at) : load_some(at, used);
-      _mm256_maskstore_ps(to + p * width + column, kept, values);
+  if (lay == Lay::kAcross) return pack_across(width, count, depth, from, ld, to);
+  for (int64_t i = 0; i < count; i += width) {
+    for (int64_t lane = 0; lane < width; lane += kLanes) {
+      const int64_t lanes = width - lane < kLanes ? width - lane : kLanes;
+      pack_along(width, count - i - lane, lanes, depth, from + (i + lane) * ld, ld,
+                 to + i * depth + lane);
     }
   }
 }

@@ -16,6 +16,10 @@ __mmask16 first(int64_t count) {
                          : static_cast<__mmask16>((1u << count) - 1u);
 }
 
+__mmask16 first_or_none(int64_t count) {
+  return count > 0 ? first(count) : static_cast<__mmask16>(0);
+}
+
 __m512 load(const float* from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
 __m512 load(const bf16* from, __mmask16 mask) {
   const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
@@ -54,7 +58,7 @@ void transpose(__m512 (&r)[kLanes]) {
   }
 }
 
-// Columns [column, column + lanes) of the panel, from rows that run along p.
+// `lanes` columns of a panel, from rows that run along p; zeros from row `count` on. Reads no row beyond `lanes`.
 template <typename E>
 void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, const E* from,
                 int64_t ld, float* to) {
@@ -64,7 +68,7 @@ void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, cons
     __m512 r[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) {
-      r[i] = i < count ? load(from + i * ld + p, mask) : _mm512_setzero_ps();
+      r[i] = i < count && i < lanes ? load(from + i * ld + p, mask) : _mm512_setzero_ps();
     }
     transpose(r);
     float* out = to + p * width;
@@ -77,19 +81,31 @@ void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, cons
   }
 }
 
+// One row of the source is read to its end before the next: it is contiguous, and the panels wait in the second-level cache.
+template <typename E>
+void pack_across(int64_t width, int64_t count, int64_t depth, const E* from, int64_t ld,
+                 float* to) {
+  for (int64_t p = 0; p < depth; ++p) {
+    const E* row = from + p * ld;
+    for (int64_t i = 0; i < count; i += width) {
+      float* out = to + i * depth + p * width;
+      for (int64_t lane = 0; lane < width; lane += kLanes) {
+        const __m512 values = load(row + i + lane, first_or_none(count - i - lane));
+        _mm512_mask_storeu_ps(out + lane, first(width - lane), values);
+      }
+    }
+  }
+}
+
 template <typename E>
 void pack(Lay lay, int64_t width, int64_t count, int64_t depth, const E* from, int64_t ld,
           float* to) {
-  for (int64_t column = 0; column < width; column += kLanes) {
-    const int64_t lanes = width - column < kLanes ? width - column : kLanes;
-    const int64_t used = count > column ? count - column : 0;
-    if (lay == Lay::kAlong) {
-      pack_along(width, used, lanes, depth, from + column * ld, ld, to + column);
-      continue;
-    }
-    const __mmask16 kept = first(lanes), mask = first(used < lanes ? used : lanes);
-    for (int64_t p = 0; p < depth; ++p) {
-      _mm512_mask_storeu_ps(to + p * width + column, kept, load(from + p * ld + column, mask));
+  if (lay == Lay::kAcross) return pack_across(width, count, depth, from, ld, to);
+  for (int64_t i = 0; i < count; i += width) {
+    for (int64_t lane = 0; lane < width; lane += kLanes) {
+      const int64_t lanes = width - lane < kLanes ? width - lane : kLanes;
+      pack_along(width, count - i - lane, lanes, depth, from + (i + lane) * ld, ld,
+                 to + i * depth + lane);
     }
   }
 }

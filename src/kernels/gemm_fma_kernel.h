@@ -17,7 +17,8 @@ struct FmaKernel {
   int64_t block_rows, block_columns,
       depth;  // block of C of one task, and of P between two visits of C
 
-  // to[p * width + i] = element (i, p) for i < count, 0 for count <= i < width; p < depth. width is `rows` or `columns`.
+  // The panels of `count` rows of A (columns of B): panel q holds element (q * width + i, p) at [q * width * depth + p * width + i],
+  // 0 where there is none. width is `rows` or `columns`.
   void (*pack_float)(Lay lay, int64_t width, int64_t count, int64_t depth, const float* from,
                      int64_t ld, float* to);
   void (*pack_bf16)(Lay lay, int64_t width, int64_t count, int64_t depth, const bf16* from,

@@ -1,0 +1,39 @@
+// What the machine can do at best: products fed from registers and the first-level cache, and the memory's triad. The figures
+// that efficiencies are ratios to, so they are taken on random data: on zeros the same instructions run 20% faster.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/cpu.h"
+#include "base/result.h"
+
+namespace amxt::kernels {
+
+struct PeakOptions {
+  int threads = 1;                           // the most; measured at 1, 2, 4, ... and at this
+  std::vector<int> cpus;                     // CPU of each thread; empty: unpinned
+  Isa isa = Isa::kAvx2;                      // the highest to measure
+  double seconds = 0.2;                      // of one sample
+  int samples = 5;                           // the best one counts: others have met a neighbour
+  int64_t triad_bytes = int64_t{128} << 20;  // of each of three arrays
+};
+
+struct PeakCompute {
+  std::string name;            // "amx bf16", "avx512 bf16", "avx512 fp32", "avx2 fp32"
+  std::vector<double> tflops;  // at PeakReport::threads, all together
+};
+
+struct PeakReport {
+  std::vector<int> threads;
+  std::vector<PeakCompute> compute;  // widest first
+  // a = b + s c, three arrays counted, in GB/s (10^9).
+  std::vector<double> triad_gb_per_second, triad_huge_gb_per_second;
+  bool huge_pages = false;  // the second figures were really taken on huge pages
+};
+
+// kInvalidArgument for a nonsensical option, kOutOfMemory for the arrays.
+Result<PeakReport> measure_peak(const PeakOptions& options);
+
+}  // namespace amxt::kernels
