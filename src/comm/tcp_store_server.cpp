@@ -27,7 +27,8 @@ namespace {
 constexpr size_t kReadBytes = 64 << 10;
 // The longest request is a compare_set; whoever sends more before it is whole is cut off.
 constexpr size_t kMaxRequestBytes = 2 * kMaxStoreValueBytes + kMaxStoreKeyBytes + 64;
-constexpr size_t kMaxPendingReplyBytes = 4 * kMaxStoreValueBytes;
+// With this much to take first, a connection's next requests wait.
+constexpr size_t kPendingReplyBytes = 64 << 10;
 
 // Reads a request from the front of what has arrived.
 class Reader {
@@ -112,8 +113,12 @@ class TcpStoreServer::Loop {
       }
       // accept_from() has put new connections at the end; they were not polled yet.
       for (auto connection = connections_.begin(); next < ready.size(); ++connection, ++next) {
-        if (ready[next].revents & (POLLIN | POLLHUP | POLLERR)) read_from(*connection);
-        if (ready[next].revents & POLLOUT) flush(*connection);
+        const short events = ready[next].revents;
+        if (events & POLLOUT) {
+          proceed(*connection);
+        } else if (events != 0) {
+          read_from(*connection);
+        }
       }
       remove_dead();
     }
@@ -125,8 +130,8 @@ class TcpStoreServer::Loop {
     Deadline next = Deadline::never();
     for (const Descriptor& listener : listeners_) entries.push_back({listener.get(), POLLIN, 0});
     for (const Connection& connection : connections_) {
-      const short out = connection.out.empty() ? short{0} : short{POLLOUT};
-      entries.push_back({connection.socket.get(), static_cast<short>(POLLIN | out), 0});
+      const short event = connection.out.empty() ? POLLIN : POLLOUT;
+      entries.push_back({connection.socket.get(), event, 0});
       next = next.earlier(connection.stalled);
     }
     const int count = poll(entries.data(), entries.size(), next.poll_ms());
@@ -164,15 +169,25 @@ class TcpStoreServer::Loop {
       return;
     }
     connection.in.append(bytes, static_cast<size_t>(got));
-    serve(connection);
-    flush(connection);
+    proceed(connection);
+  }
+
+  // Serves and answers as far as the peer sends and takes.
+  void proceed(Connection& connection) {
+    size_t left = 0;
+    do {
+      left = connection.in.size();
+      serve(connection);
+      flush(connection);
+    } while (!connection.dead && connection.out.empty() && connection.in.size() < left);
     update_stall(connection);
   }
 
   // All whole requests that have arrived.
   void serve(Connection& connection) {
     size_t used = 0;
-    while (!connection.dead && used < connection.in.size()) {
+    while (!connection.dead && used < connection.in.size() &&
+           connection.out.size() < kPendingReplyBytes) {
       Reader reader(std::string_view(connection.in).substr(used));
       const size_t before = connection.out.size();
       if (!serve_one(connection, reader)) {
@@ -183,9 +198,7 @@ class TcpStoreServer::Loop {
       used += reader.used();
     }
     connection.in.erase(0, used);
-    if (connection.in.size() > kMaxRequestBytes || connection.out.size() > kMaxPendingReplyBytes) {
-      connection.dead = true;
-    }
+    if (connection.in.size() > kMaxRequestBytes) connection.dead = true;
   }
 
   // False when the request is not whole yet or not a request.
@@ -342,11 +355,11 @@ class TcpStoreServer::Loop {
         return;
       }
       connection.out.erase(0, static_cast<size_t>(sent));
-      if (connection.out.empty()) update_stall(connection);
+      connection.stalled = Deadline::never();
     }
   }
 
-  // A validated connection between requests may be silent for ever; any other has until its deadline, which only whole requests move.
+  // A validated connection between requests may be silent for ever; any other has until its deadline, which moves only when it takes an answer.
   void update_stall(Connection& connection) {
     const bool waits_for_peer =
         !connection.validated || !connection.in.empty() || !connection.out.empty();
