@@ -19,10 +19,9 @@ if [ "${1:-}" != --check ]; then
   exit 0
 fi
 
-different=()
-for file in "${existing[@]}"; do
-  "$clang_format" "$file" | cmp -s - "$file" || different+=("$file")
-done
+mapfile -t different < <(printf '%s\0' "${existing[@]}" |
+  xargs -0 -n 40 -P "$(nproc)" "$clang_format" --dry-run 2>&1 |
+  sed -n 's/^\([^:]*\):[0-9]*:[0-9]*: warning: code should be clang-formatted.*/\1/p' | sort -u)
 if [ ${#different[@]} -gt 0 ]; then
   printf 'not formatted: %s\n' "${different[@]}" >&2
   echo "format: ${#different[@]} of ${#existing[@]} files differ; make format" >&2
