@@ -3,7 +3,7 @@ set(commit "unknown")
 if(EXISTS "${SOURCE_DIR}/.git")
   set(ENV{GIT_OPTIONAL_LOCKS} 0)
   execute_process(
-    COMMAND git -C "${SOURCE_DIR}" describe --always --dirty --abbrev=12 "--exclude=*"
+    COMMAND git -c safe.directory=* -C "${SOURCE_DIR}" describe --always --dirty --abbrev=12 "--exclude=*"
     OUTPUT_VARIABLE out ERROR_QUIET RESULT_VARIABLE rc OUTPUT_STRIP_TRAILING_WHITESPACE)
   if(rc EQUAL 0)
     set(commit "${out}")

@@ -9,11 +9,8 @@ if [ -z "$clang_format" ]; then
   echo "format: clang-format-19 is missing" >&2
   exit 1
 fi
-mapfile -d '' files < <(git ls-files -z --cached --others --exclude-standard -- '*.h' '*.c' '*.cpp')
-existing=()
-for file in "${files[@]}"; do
-  [ ! -f "$file" ] || existing+=("$file")
-done
+mapfile -d '' existing < <(find . -path ./build -prune -o -path ./.git -prune -o \
+  -type f \( -name '*.h' -o -name '*.c' -o -name '*.cpp' \) -print0)
 if [ "${1:-}" != --check ]; then
   "$clang_format" -i "${existing[@]}"
   exit 0
