@@ -94,5 +94,12 @@ for log in "$results"/*.ctest.log; do
   sed -n '/% tests passed/,$p' "$log"
 done
 echo
-python3 tools/count_tests.py "$results"/*.xml || failed=1
+shopt -s nullglob
+reports=("$results"/*.xml)
+if [ ${#reports[@]} -gt 0 ]; then
+  python3 tools/count_tests.py "${reports[@]}" || failed=1
+elif [ $# = 0 ]; then
+  echo "0 passed, 0 failed, 0 skipped"
+  failed=1
+fi
 exit "$failed"
