@@ -45,9 +45,7 @@ class Builder final : public nlohmann::json_sax<Json> {
   }
   bool parse_error(std::size_t position, const std::string&,
                    const nlohmann::detail::exception& e) override {
-    std::string text = e.what();
-    if (const size_t at = text.rfind(": "); at != std::string::npos) text = text.substr(at + 2);
-    return fail(fmt::format("not valid JSON at byte {}: {}", position, quote(text)));
+    return fail(fmt::format("not valid JSON at byte {}: {}", position, parse_reason(e.what())));
   }
 
  private:
@@ -105,6 +103,15 @@ class Builder final : public nlohmann::json_sax<Json> {
 };
 
 }  // namespace
+
+// "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ... - invalid literal; last read: ..."
+std::string parse_reason(std::string_view what) {
+  if (const size_t at = what.find("] "); at != std::string_view::npos) what.remove_prefix(at + 2);
+  if (const size_t at = what.find(": "); what.starts_with("parse error") && at != std::string_view::npos) {
+    what.remove_prefix(at + 2);
+  }
+  return std::string(what.substr(0, what.find("; last read")));
+}
 
 Result<Json> parse_json(std::string_view text, const JsonLimits& limits) {
   if (!is_utf8(text)) return Error(Code::kFormat, "not valid UTF-8");

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <string>
 #include <string_view>
 
 #include "base/result.h"
@@ -18,5 +19,8 @@ struct JsonLimits {
 
 // Errors (kFormat) name the byte offset, the duplicate key, or the depth. A whole number outside int64/uint64 is an error.
 Result<Json> parse_json(std::string_view text, const JsonLimits& limits = {});
+
+// The reason of a parser's exception (its what()), without position and without text of the file.
+std::string parse_reason(std::string_view what);
 
 }  // namespace amxt

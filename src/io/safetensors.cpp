@@ -192,11 +192,9 @@ class HeaderReader final : public nlohmann::json_sax<Json> {
 
   bool parse_error(std::size_t position, const std::string&,
                    const nlohmann::detail::exception& e) override {
-    std::string text = e.what();
-    if (const size_t at = text.rfind(": "); at != std::string::npos) text = text.substr(at + 2);
     const size_t header_offset = position > 0 ? position - 1 : 0;
     return fail_at(kLengthBytes + static_cast<int64_t>(header_offset),
-                   fmt::format("not valid JSON: {}", quote(text)));
+                   fmt::format("not valid JSON: {}", parse_reason(e.what())));
   }
 
  private:
