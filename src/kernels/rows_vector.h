@@ -145,24 +145,15 @@ void accumulate_vector(int64_t dim, const E* x, float* sum) {
 
 template <typename E>
 void sum_rows_vector(int64_t rows, int64_t dim, const E* x, int64_t ldx, float* sum) {
-  int64_t i = 0;
-  for (; i + kStrip <= dim; i += kStrip) {  // sums of a strip stay in registers
-    F s0 = load(sum + i), s1 = load(sum + i + kLanes);
-    F s2 = load(sum + i + 2 * kLanes), s3 = load(sum + i + 3 * kLanes);
-    for (int64_t r = 0; r < rows; ++r) {
-      const E* row = x + r * ldx + i;
-      s0 = s0 + load(row);
-      s1 = s1 + load(row + kLanes);
-      s2 = s2 + load(row + 2 * kLanes);
-      s3 = s3 + load(row + 3 * kLanes);
-    }
-    store(sum + i, s0);
-    store(sum + i + kLanes, s1);
-    store(sum + i + 2 * kLanes, s2);
-    store(sum + i + 3 * kLanes, s3);
+  // Four rows a pass: each row is read in order, and a sum is loaded and stored once for four.
+  for (; rows >= 4; rows -= 4, x += 4 * ldx) {
+    for_lanes(0, dim, [&](int64_t i, auto part) {
+      F total = load(sum + i, part);
+      for (int64_t r = 0; r < 4; ++r) total = total + load(x + r * ldx + i, part);
+      store(sum + i, total, part);
+    });
   }
-  if (i == dim) return;
-  for (int64_t r = 0; r < rows; ++r) accumulate_vector(dim - i, x + r * ldx + i, sum + i);
+  for (; rows > 0; --rows, x += ldx) accumulate_vector(dim, x, sum);
 }
 
 template <typename From, typename To>

@@ -17,7 +17,7 @@ template <typename Body>
 void over_sizes_and_isas(Body body) {
   const uint64_t seed = fresh_seed();
   for (const int64_t dim : odd_sizes()) {
-    const int64_t rows = 1 + dim % 4;
+    const int64_t rows = 1 + dim % 6;
     decltype(body(Isa::kAvx2, std::declval<Random&>(), rows, dim)) first;
     for (const Isa isa : isas()) {
       Random random(seed + static_cast<uint64_t>(dim));
