@@ -75,7 +75,7 @@ int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config, const Effec
                                    const store::Layout& layout) {
   const int64_t rows = options.micro_batch * options.sequence_length, slots = ranks * wave;
   Carver carver(nullptr);
-  carver.take<std::byte>(StepControl::shared_bytes());
+  carver.take<std::byte>(StepControl::shared_bytes(ranks));
   carver.take<Mailbox>(ranks);
   carver.take<double>(options.accumulate * ranks);
   carver.take<double>(options.accumulate * ranks);
@@ -98,6 +98,7 @@ int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const Effect
   carver.take<float>(wave * rows * config.hidden_size);
   carver.take<float>(4 * wave * rows);
   carver.take<float>(options.accumulate * rows);
+  if (config.tie_word_embeddings && wave < options.accumulate) carver.take<E>(options.accumulate * rows * config.hidden_size);
   return carver.used();
 }
 
@@ -131,7 +132,7 @@ Status StepRunner<E>::carve() {
   const model::ModelConfig& config = *p_.config;
   const int64_t rows = micro_rows(), wave = p_.plan->wave, slots = ranks() * wave, accumulate = p_.options->accumulate;
   Carver shared(shared_.data());
-  control_ = std::make_unique<StepControl>(shared.template take<std::byte>(StepControl::shared_bytes()), p_.group);
+  control_ = std::make_unique<StepControl>(shared.template take<std::byte>(StepControl::shared_bytes(ranks())), p_.group);
   mailbox_ = shared.template take<Mailbox>(ranks());
   losses_ = shared.template take<double>(accumulate * ranks());
   weights_ = shared.template take<double>(accumulate * ranks());
@@ -151,6 +152,7 @@ Status StepRunner<E>::carve() {
   dnormed_ = kept.template take<float>(wave * rows * config.hidden_size);
   loss_rows_ = kept.template take<float>(4 * wave * rows);
   scale_ = kept.template take<float>(accumulate * rows);
+  if (defers_embedding()) deferred_ = kept.template take<E>(accumulate * rows * config.hidden_size);
   block_ = work_.template as<float>();
   embedding_rows_.reserve(static_cast<size_t>(slots * rows));
   return {};
@@ -519,13 +521,13 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
 
 // Each rank adds, in order of k and position, the gradients of the tokens whose embedding rows it owns.
 template <typename E>
-Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave, const E* gradient) {
   const int me = p_.group->local_rank();
   const int64_t D = p_.config->hidden_size;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
     std::memcpy(slot_tokens(me, i), batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence, static_cast<size_t>(n) * 4);
-    std::memcpy(slot(me, i), gradient_ + i * micro_rows() * D, static_cast<size_t>(n * D) * sizeof(E));
+    std::memcpy(slot(me, i), gradient + i * micro_rows() * D, static_cast<size_t>(n * D) * sizeof(E));
   }
   AMXT_TRY(control_->barrier());
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
@@ -591,7 +593,15 @@ Status StepRunner<E>::phase_one(const Batch& batch) {
     AMXT_TRY(head_forward(batch, first, count));
     AMXT_TRY(head_backward(batch, first, count, first == 0));
     AMXT_TRY(layers_backward(batch, first, count, first == 0));
-    AMXT_TRY(embedding_backward(batch, first, count, first == 0));
+    const int64_t wave_elements = count * micro_rows() * p_.config->hidden_size;
+    if (defers_embedding()) {
+      std::memcpy(deferred_ + first * micro_rows() * p_.config->hidden_size, gradient_, static_cast<size_t>(wave_elements) * sizeof(E));
+    } else {
+      AMXT_TRY(embedding_backward(batch, first, count, first == 0, gradient_));
+    }
+  }
+  for (int64_t first = 0; defers_embedding() && first < accumulate; first += wave) {
+    AMXT_TRY(embedding_backward(batch, first, std::min(wave, accumulate - first), false, deferred_ + first * micro_rows() * p_.config->hidden_size));
   }
   mailbox_[p_.group->local_rank()].bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
   return control_->barrier();

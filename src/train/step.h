@@ -114,7 +114,10 @@ class StepRunner {
   Status head_forward(const Batch& batch, int64_t first, int64_t count);
   Status head_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
   Status layers_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
-  Status embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
+  // `gradient`: [count, rows, D] of the embedding's output.
+  Status embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave, const E* gradient);
+  // Gradients of a tied embedding come after all of the head's, so that waves do not change the order of sums.
+  bool defers_embedding() const { return p_.layout->tied() && p_.plan->waves > 1; }
   void publish_counts(const Batch& batch);
   void set_scales(const Batch& batch);
   Status layer_weight_gradients(int64_t layer, int64_t count, bool first_wave);
@@ -164,6 +167,7 @@ class StepRunner {
   float* kept_floats_ = nullptr;
   model::KeptSize kept_size_;
   E* gradient_ = nullptr;            // [wave, rows, D] of the residual stream
+  E* deferred_ = nullptr;            // [accumulate, rows, D], only when the embedding's part is deferred
   float* dnormed_ = nullptr;         // [wave, rows, D]
   float* loss_rows_ = nullptr;       // [4, wave, rows]
   float* scale_ = nullptr;           // [accumulate, rows]

@@ -12,12 +12,17 @@ namespace {
 
 enum Decision : uint32_t { kUndecided = 0, kCommitted = 1, kCancelled = 2, kBeingCancelled = 3 };
 
+// Tag of a slot that is being made ready.
+constexpr uint32_t kClaiming = 0xFFFFFFFF;
+
 constexpr int64_t kLookAroundNs = 100'000'000;
 constexpr int kSpins = 2000;
 
 }  // namespace
 
-int64_t StepControl::shared_bytes() { return static_cast<int64_t>(sizeof(Shared)); }
+int64_t StepControl::shared_bytes(int ranks) {
+  return static_cast<int64_t>(kSlots * sizeof(Slot) + static_cast<size_t>(ranks) * sizeof(std::atomic<uint32_t>));
+}
 
 Status StepControl::ended() {
   Slot& s = slot();
@@ -44,7 +49,7 @@ Status StepControl::cancel(const Error& error) {
     s.decision.store(kCancelled, std::memory_order_release);
     futex_wake_all(&s.decision, FutexScope::kShared);
     futex_wake_all(&s.generation, FutexScope::kShared);
-    futex_wake_all(&shared_->generation, FutexScope::kShared);
+    futex_wake_all(&s.started, FutexScope::kShared);
   }
   return ended();
 }
@@ -78,21 +83,44 @@ Status StepControl::poll() {
   return {};
 }
 
+// Makes the slot of the attempt ready, whoever comes first. It is free when every rank has come to a later attempt than the one that it
+// served before.
+Status StepControl::claim() {
+  const auto world = static_cast<size_t>(group_->local_size());
+  newest_attempts()[group_->local_rank()].store(attempt_, std::memory_order_release);
+  for (size_t rank = 0; rank < world; ++rank) {
+    if (attempt_ >= kSlots && newest_attempts()[rank].load(std::memory_order_acquire) <= attempt_ - kSlots) {
+      return Error(Code::kCommTimeout, fmt::format("rank {} is {} calls behind this rank, which gave up on each of them", rank, kSlots))
+          .with_rank(static_cast<int32_t>(rank));
+    }
+  }
+  Slot& s = slot();
+  for (;;) {
+    uint32_t tag = s.attempt.load(std::memory_order_acquire);
+    if (tag == attempt_) return {};
+    if (tag != kClaiming && s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel)) {
+      for (std::atomic<uint32_t>* word : {&s.entered, &s.started, &s.arrived, &s.generation, &s.decision, &s.finished}) {
+        word->store(0, std::memory_order_relaxed);
+      }
+      s.attempt.store(attempt_, std::memory_order_release);
+      return {};
+    }
+    spin_pause();
+    AMXT_TRY(group_->check());
+  }
+}
+
 Status StepControl::start(const Limits& limits) {
   limits_ = limits;
   ++attempt_;
-  const uint32_t all = attempt_ * static_cast<uint32_t>(group_->local_size());
-  if (shared_->starts.fetch_add(1, std::memory_order_acq_rel) + 1 == all) {
-    // Everyone has left the attempt before this one: its slot is free for the attempt after this one.
-    Slot& next = shared_->slots[(attempt_ + 1) & 1];
-    next.arrived.store(0, std::memory_order_relaxed);
-    next.generation.store(0, std::memory_order_relaxed);
-    next.finished.store(0, std::memory_order_relaxed);
-    next.decision.store(kUndecided, std::memory_order_relaxed);
-    shared_->generation.store(attempt_, std::memory_order_release);
-    futex_wake_all(&shared_->generation, FutexScope::kShared);
+  AMXT_TRY(group_->check());
+  AMXT_TRY(claim());
+  Slot& s = slot();
+  if (s.entered.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(group_->local_size())) {
+    s.started.store(1, std::memory_order_release);
+    futex_wake_all(&s.started, FutexScope::kShared);
   } else {
-    AMXT_TRY(wait_change(&shared_->generation, attempt_ - 1, true));
+    AMXT_TRY(wait_change(&s.started, 0, true));
   }
   return poll();
 }

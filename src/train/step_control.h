@@ -2,7 +2,8 @@
 //
 // A step is an attempt: start(), any number of barrier()s, commit(), finish(). Its one decision word goes from undecided to committed
 // (the last rank to reach commit() does it) or to cancelled (whoever cancels first does it), once, by compare-and-swap: so all ranks
-// leave the attempt the same way, whoever times out when. A rank that is late to an attempt that was cancelled leaves it at once.
+// leave the attempt the same way, whoever times out when. A rank that is late to an attempt that was cancelled leaves it at once: calls
+// stay paired, the n-th of one rank with the n-th of every other. A rank may be ahead of the slowest by the attempts that it cancelled.
 //
 // Lives in memory shared by the ranks; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on a
 // futex, and look at the deadline, the cancel flag and the group (a peer's death) at least every 100 ms.
@@ -21,10 +22,10 @@ namespace amxt::train {
 
 class StepControl {
  public:
-  // Bytes of shared, zeroed memory that one StepControl of all ranks needs.
-  static int64_t shared_bytes();
+  // Bytes of shared, zeroed memory that the StepControls of all ranks need.
+  static int64_t shared_bytes(int ranks);
 
-  StepControl(void* shared, comm::Group* group) : shared_(static_cast<Shared*>(shared)), group_(group) {}
+  StepControl(void* shared, comm::Group* group) : slots_(static_cast<Slot*>(shared)), group_(group) {}
 
   // What ends the waits of this rank's attempt: set before start().
   struct Limits {
@@ -46,27 +47,29 @@ class StepControl {
   Status cancel(const Error& error);
 
  private:
-  struct Slot {
-    std::atomic<uint32_t> arrived;
-    std::atomic<uint32_t> generation;
+  // Attempts that one rank may be ahead of another.
+  static constexpr uint32_t kSlots = 64;
+  struct alignas(64) Slot {
+    std::atomic<uint32_t> attempt;      // that the slot serves now
+    std::atomic<uint32_t> entered;      // ranks that have come to start()
+    std::atomic<uint32_t> started;      // 1: all have
+    std::atomic<uint32_t> arrived;      // at barriers, over all of them
+    std::atomic<uint32_t> generation;   // barriers that are over
     std::atomic<uint32_t> decision;
     std::atomic<uint32_t> finished;
     int32_t code;
     int32_t rank;
     char reason[512];
   };
-  struct Shared {
-    std::atomic<uint32_t> starts;       // arrivals at start(), over all attempts
-    std::atomic<uint32_t> generation;   // attempts that all ranks have started
-    alignas(64) Slot slots[2];          // by the parity of the attempt
-  };
 
-  Slot& slot() { return shared_->slots[attempt_ & 1]; }
+  Slot& slot() const { return slots_[attempt_ % kSlots]; }
+  std::atomic<uint32_t>* newest_attempts() const { return reinterpret_cast<std::atomic<uint32_t>*>(slots_ + kSlots); }  // by rank
+  Status claim();
   // Waits until *word != seen. `can_end`: the attempt's decision, deadline and cancel flag end it too.
   Status wait_change(const std::atomic<uint32_t>* word, uint32_t seen, bool can_end);
   Status ended();
 
-  Shared* shared_;
+  Slot* slots_;
   comm::Group* group_;
   Limits limits_;
   uint32_t attempt_ = 0;

@@ -58,6 +58,11 @@ class TrainerCore : public Trainer {
   };
   virtual Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) = 0;
 
+  // Saves, and lets the newest `keep` checkpoints stay.
+  virtual Result<std::string> save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) = 0;
+  // Writes the model, tokenizer files taken from `model_directory` (empty: the trainer's).
+  virtual Status export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) = 0;
+
   Status require_ready() const;
   // kMismatch naming the first thing that differs from this trainer's model.
   Status check_same_model(const model::ModelConfig& other, const std::string& path) const;

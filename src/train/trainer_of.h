@@ -26,6 +26,8 @@ class TrainerOf final : public TrainerCore {
                     const CallLimits& limits) override;
 
  protected:
+  Result<std::string> save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) override;
+  Status export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) override;
   Result<StepResult> run_step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) override;
   Result<LossSums> run_forward(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) override;
   Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) override;

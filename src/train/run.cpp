@@ -1,0 +1,127 @@
+// The loop of a job: samples in their order, steps, metrics, evaluations, checkpoints, the final model.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/file.h"
+#include "base/text.h"
+#include "checkpoint/agreement.h"
+#include "train/metrics_file.h"
+#include "train/trainer_core.h"
+
+namespace amxt::train {
+
+Result<int64_t> TrainerCore::steps_of(const io::Dataset& data, const RunOptions& options) const {
+  if (options.steps && options.epochs) {
+    return Error(Code::kInvalidArgument, fmt::format("both steps ({}) and epochs ({}) are given; one of them decides", *options.steps, *options.epochs));
+  }
+  if (options.steps && *options.steps < 1) return Error(Code::kInvalidArgument, fmt::format("steps is {}; it is 1 or more", *options.steps));
+  if (options.epochs && !(*options.epochs > 0 && std::isfinite(*options.epochs))) {
+    return Error(Code::kInvalidArgument, fmt::format("epochs is {}; it is above 0", *options.epochs));
+  }
+  EffectiveOptions effective = parts_.options;
+  if (options.steps) effective.steps = options.steps;
+  if (options.epochs) effective.epochs = options.epochs;
+  return job_steps(effective, data.samples());
+}
+
+// The horizon of the schedule is part of the state: a resumed job keeps it.
+Status TrainerCore::fix_horizon(int64_t steps) {
+  std::lock_guard lock(mutex_);
+  const int64_t wanted = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
+  const bool resumed = state_.step > 0 && state_.total_steps > 0;
+  if (resumed && state_.total_steps != wanted && !parts_.options.reschedule) {
+    return Error(Code::kMismatch, fmt::format("the job was begun for {} steps and now asks for {}: the learning rate would jump; give the same number, or "
+                                              "reschedule to accept it",
+                                              state_.total_steps, wanted));
+  }
+  state_.total_steps = wanted;
+  parts_.options.schedule.total_steps = wanted;
+  return {};
+}
+
+Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) {
+  AMXT_TRY(require_ready());
+  AMXT_TRY(check_data(data));
+  AMXT_ASSIGN(const int64_t steps, steps_of(data, options));
+  AMXT_TRY(checkpoint::agree(group(), fix_horizon(steps), limits.deadline));
+  const bool saves = options.save && !options.output.empty();
+  int64_t step = 0, last_saved = -1;
+  {
+    std::lock_guard lock(mutex_);
+    samples_of_epoch_ = data.samples();
+    data_fingerprint_ = data.fingerprint();
+    mode_name_ = mode_name(data.options().mode);
+    step = state_.step;
+    if (step > 0) last_saved = step;  // resumed: that checkpoint is there
+  }
+  std::optional<MetricsFile> metrics_file;
+  const auto open_metrics = [&]() -> Status {
+    if (!leads() || options.metrics_path.empty()) return {};
+    AMXT_ASSIGN(metrics_file, MetricsFile::open(options.metrics_path, step));
+    return {};
+  };
+  AMXT_TRY(checkpoint::agree(group(), open_metrics(), limits.deadline));
+
+  RunVerdict verdict = RunVerdict::kContinue;
+  const auto tell = [&](Event event) -> Status {
+    if (!options.event) return {};
+    event.step = step;
+    event.total_steps = steps;
+    AMXT_ASSIGN(const RunVerdict answer, options.event(event));
+    if (answer != RunVerdict::kContinue) verdict = answer;
+    return {};
+  };
+  const auto evaluate_now = [&]() -> Status {
+    AMXT_ASSIGN(const Evaluation evaluation, evaluate(*options.eval_data, limits));
+    Event event;
+    event.kind = EventKind::kEvaluate;
+    event.show = true;
+    event.evaluation = &evaluation;
+    return tell(event);
+  };
+  const auto save_now = [&]() -> Status {
+    AMXT_ASSIGN(const std::string path, save_keeping(options.output, options.keep, limits));
+    last_saved = step;
+    Event event;
+    event.kind = EventKind::kSave;
+    event.show = true;
+    event.path = path;
+    return tell(event);
+  };
+
+  Batch batch;
+  batch.resize(parts_.options.micro_batch * parts_.options.accumulate, parts_.options.sequence_length);
+  bool evaluated = false;
+  while (step < steps && verdict == RunVerdict::kContinue) {
+    AMXT_TRY(fill_batch(data, step, &batch));
+    AMXT_ASSIGN(const StepMetrics metrics, take_step(batch, true, limits));
+    step = metrics.step;
+    if (metrics_file) AMXT_TRY(metrics_file->add(metrics));
+    Event event;
+    event.kind = EventKind::kStep;
+    event.show = step % parts_.options.log_steps == 0 || step == steps || metrics.skipped;
+    event.metrics = &metrics;
+    AMXT_TRY(tell(event));
+    evaluated = false;
+    if (options.eval_data != nullptr && options.eval_steps > 0 && step % options.eval_steps == 0) {
+      AMXT_TRY(evaluate_now());
+      evaluated = true;
+    }
+    if (saves && options.save_steps > 0 && step % options.save_steps == 0 && step < steps && verdict != RunVerdict::kPause) AMXT_TRY(save_now());
+  }
+  if (verdict == RunVerdict::kPause) return {};
+  if (options.eval_data != nullptr && !evaluated) AMXT_TRY(evaluate_now());
+  Event done;
+  done.kind = EventKind::kDone;
+  done.show = true;
+  if (saves) {
+    if (last_saved != step) AMXT_TRY(save_now());
+    done.path = join_path(options.output, "final");
+    AMXT_TRY(export_from(done.path, options.model_directory, limits));
+  }
+  return tell(done);
+}
+
+}  // namespace amxt::train
