@@ -76,7 +76,8 @@ class Engine {
   Status run(Work work, Deadline deadline);
   // Cancels what is queued and running now, not what is submitted later.
   void cancel_all();
-  bool is_current_thread() const { return std::this_thread::get_id() == thread_.get_id(); }
+  std::thread::id thread_id() const { return thread_.get_id(); }
+  bool is_current_thread() const { return std::this_thread::get_id() == thread_id(); }
 
  private:
   struct Item {
