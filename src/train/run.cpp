@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/agreement.h"
+#include "checkpoint/save.h"
 #include "train/metrics_file.h"
 #include "train/trainer_core.h"
 
@@ -63,6 +64,8 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, cons
     return {};
   };
   AMXT_TRY(checkpoint::agree(group(), open_metrics(), limits.deadline));
+  // Resumed from before the newest: what came after belongs to a future that is taken again.
+  if (saves && leads() && step > 0) AMXT_TRY(checkpoint::remove_later(options.output, step));
 
   RunVerdict verdict = RunVerdict::kContinue;
   const auto tell = [&](Event event) -> Status {
@@ -95,7 +98,7 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, cons
   batch.resize(parts_.options.micro_batch * parts_.options.accumulate, parts_.options.sequence_length);
   bool evaluated = false;
   while (step < steps && verdict == RunVerdict::kContinue) {
-    AMXT_TRY(fill_batch(data, step, &batch));
+    AMXT_TRY(fill_batch(data, state().position, &batch));
     AMXT_ASSIGN(const StepMetrics metrics, take_step(batch, true, limits));
     step = metrics.step;
     if (metrics_file) AMXT_TRY(metrics_file->add(metrics));

@@ -697,8 +697,8 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     adamw.beta2 = static_cast<float>(p_.options->beta2);
     adamw.epsilon = static_cast<float>(p_.options->epsilon);
     adamw.weight_decay = static_cast<float>(p_.options->weight_decay);
-    adamw.bias_correction1 = 1 - std::pow(p_.options->beta1, static_cast<double>(input.step));
-    adamw.bias_correction2 = 1 - std::pow(p_.options->beta2, static_cast<double>(input.step));
+    adamw.bias_correction1 = 1 - std::pow(p_.options->beta1, static_cast<double>(input.update));
+    adamw.bias_correction2 = 1 - std::pow(p_.options->beta2, static_cast<double>(input.update));
     if (p_.options->clip > 0) adamw.gradient_scale = static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
     p_.parameters->update(*p_.pool, p_.isa, adamw, p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
   }

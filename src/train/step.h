@@ -34,7 +34,8 @@ namespace amxt::train {
 
 // What one step does to the state; everything that changes from step to step.
 struct StepInput {
-  int64_t step = 1;               // number of this step, from 1: for bias correction and messages
+  int64_t step = 1;               // number of this step, from 1, for messages
+  int64_t update = 1;             // of the optimizer, from 1, for bias correction: skipped steps do not count
   double learning_rate = 0;
   bool commit = true;             // false: gradients only, nothing changes
 };

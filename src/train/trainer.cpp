@@ -58,7 +58,7 @@ Result<TrainerParts> settle(TrainerSetup setup) {
     AMXT_ASSIGN(ds, parse_ds_config(*setup.ds_config, setup.ds_config_name));
     for (const DsNote& note : ds->notes) parts.notes.push_back(note.text);
   }
-  AMXT_ASSIGN(parts.options, resolve(setup.given, ds ? &*ds : nullptr, setup.group->size()));
+  AMXT_ASSIGN(parts.options, resolve(setup.given, ds ? &*ds : nullptr, setup.group->size(), &parts.notes));
   AMXT_ASSIGN(parts.isa, cpu_isa());
   parts.threads = setup.threads > 0 ? setup.threads : default_threads(setup.group->local_size(), &parts.threads_reason);
   if (setup.threads > 0) parts.threads_reason = "given";

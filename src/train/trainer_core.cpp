@@ -117,6 +117,7 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, cons
   {
     std::lock_guard lock(mutex_);
     input.step = state_.step + 1;
+    input.update = updates_ + 1;
     input.learning_rate = rate_of_next_step();
     input.commit = commit;
     first = memory_.empty() || memory_.back().stage != "step";
@@ -143,6 +144,7 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, cons
     std::lock_guard lock(mutex_);
     state_.step = input.step;
     state_.position += parts_.options.global_batch();
+    if (!result->skipped) ++updates_;
     peak_pss_all_ranks_ = std::max(peak_pss_all_ranks_, result->pss_bytes);
     if (samples_of_epoch_ > 0) metrics.epoch = static_cast<double>(state_.position) / static_cast<double>(samples_of_epoch_);
     metrics.peak_pss_bytes_all_ranks = peak_pss_all_ranks_;
@@ -228,7 +230,7 @@ Result<Evaluation> TrainerCore::evaluate(const io::Dataset& data, const CallLimi
   return evaluation;
 }
 
-Status TrainerCore::fill_batch(const io::Dataset& data, int64_t step, Batch* batch) const {
+Status TrainerCore::fill_batch(const io::Dataset& data, int64_t position, Batch* batch) const {
   const int64_t micro = parts_.options.micro_batch, world = group().size();
   const SampleOrder order(data.samples(), static_cast<uint64_t>(parts_.options.seed));
   batch->tokens = 0;
@@ -236,7 +238,7 @@ Status TrainerCore::fill_batch(const io::Dataset& data, int64_t step, Batch* bat
     for (int64_t b = 0; b < micro; ++b) {
       const int64_t k = (a * world + group().rank()) * micro + b;
       AMXT_ASSIGN(const io::SampleCounts counts,
-                  data.read(order.sample(step * parts_.options.global_batch() + k), batch->sample(a * micro + b)));
+                  data.read(order.sample(position + k), batch->sample(a * micro + b)));
       batch->tokens += counts.tokens;
     }
   }

@@ -9,6 +9,7 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "base/thread_pool.h"
+#include "checkpoint/manifest.h"
 #include "kernels/gemm.h"
 #include "store/layout.h"
 #include "train/step.h"
@@ -58,6 +59,10 @@ class TrainerCore : public Trainer {
   };
   virtual Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) = 0;
 
+  // Everything of the state that is not in tensors.
+  checkpoint::TrainingState training_state() const;
+  // Takes it back; a change that would move the data or the schedule is kMismatch unless options.reschedule.
+  Status take_training_state(const checkpoint::TrainingState& training);
   // Saves, and lets the newest `keep` checkpoints stay.
   virtual Result<std::string> save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) = 0;
   // Writes the model, tokenizer files taken from `model_directory` (empty: the trainer's).
@@ -73,9 +78,11 @@ class TrainerCore : public Trainer {
   // Steps of the job that `options` asks for.
   Result<int64_t> steps_of(const io::Dataset& data, const RunOptions& options) const;
   Status fix_horizon(int64_t steps);
-  Status fill_batch(const io::Dataset& data, int64_t step, Batch* batch) const;
+  // The samples of this rank from `position` on.
+  Status fill_batch(const io::Dataset& data, int64_t position, Batch* batch) const;
   Status check_data(const io::Dataset& data) const;
-  Result<std::optional<std::string>> check_output(const io::Dataset& data, const RunOptions& options, const CallLimits& limits);
+  // By rank 0: the checkpoint to go on from, empty for none.
+  Result<std::string> choose_checkpoint(const RunOptions& options) const;
 
   comm::Group& group() const { return *parts_.setup.group; }
   Log& log() const { return *parts_.setup.log; }
@@ -93,7 +100,8 @@ class TrainerCore : public Trainer {
   int64_t peak_pss_all_ranks_ = 0;
   int64_t samples_of_epoch_ = 0;   // of the data of a run; 0: a host's own batches
   uint64_t data_fingerprint_ = 0;
-  std::string mode_name_;
+  std::string mode_name_;          // empty: not known
+  int64_t updates_ = 0;            // that the moments have seen: skipped steps are none
 };
 
 // Trainers of either element type.

@@ -7,7 +7,10 @@
 
 #include "base/text.h"
 #include "checkpoint/agreement.h"
+#include "checkpoint/export_model.h"
 #include "checkpoint/load_model.h"
+#include "checkpoint/resume.h"
+#include "checkpoint/save.h"
 
 namespace amxt::train {
 
@@ -77,6 +80,17 @@ template <typename E>
 Status TrainerOf<E>::load(const std::string& directory, const CallLimits& limits) {
   if (state().step > 0) return Error(Code::kInvalidState, "steps have been taken: load into a new trainer");
   pool_->pin_caller();
+  const bool is_checkpoint = path_exists(join_path(directory, checkpoint::kManifestName)) || path_exists(join_path(directory, checkpoint::kLatestName));
+  Status loaded = is_checkpoint ? load_checkpoint(directory, checkpoint::Restore::kWeights, limits) : load_directory(directory, limits);
+  if (!loaded) {
+    drop_state();
+    return loaded;
+  }
+  return become_ready(limits);
+}
+
+template <typename E>
+Status TrainerOf<E>::load_directory(const std::string& directory, const CallLimits& limits) {
   const auto open = [&]() -> Result<model::ModelDirectory> {
     AMXT_ASSIGN(model::ModelDirectory model, model::ModelDirectory::open(directory));
     AMXT_TRY(check_same_model(model.config(), directory));
@@ -85,15 +99,71 @@ Status TrainerOf<E>::load(const std::string& directory, const CallLimits& limits
   Result<model::ModelDirectory> model = open();
   AMXT_TRY(checkpoint::agree(group(), model ? Status() : Status(Error(model.error())), limits.deadline));
   AMXT_TRY(allocate(limits));
-  Status loaded = checkpoint::load_model(*model, *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
-  if (!loaded) {
-    drop_state();
-    return loaded;
+  return checkpoint::load_model(*model, *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
+}
+
+template <typename E>
+Status TrainerOf<E>::load_checkpoint(const std::string& path, checkpoint::Restore what, const CallLimits& limits) {
+  AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::open_checkpoint(path, group(), limits.deadline));
+  AMXT_TRY(checkpoint::check_same_model(manifest, config()));
+  if (what == checkpoint::Restore::kState) {
+    if (parts_.options.forward_only) return Error(Code::kInvalidState, "a trainer for forward only takes weights (load), not the state of training");
+    AMXT_TRY(take_training_state(manifest.training));
   }
+  AMXT_TRY(allocate(limits));
+  return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
+}
+
+template <typename E>
+Status TrainerOf<E>::become_ready(const CallLimits& limits) {
   AMXT_TRY(populate_state(limits));
   std::lock_guard lock(mutex_);
   state_.status = TrainerStatus::kReady;
   return {};
+}
+
+template <typename E>
+Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
+  if (state().status == TrainerStatus::kReady) return Error(Code::kInvalidState, "the trainer has its weights: resume into a new one");
+  pool_->pin_caller();
+  // A trainer that failed after a commit starts over with new memory.
+  drop_state();
+  const TrainerState before = state();
+  Status resumed = load_checkpoint(path, checkpoint::Restore::kState, limits);
+  if (!resumed) {
+    drop_state();
+    std::lock_guard lock(mutex_);
+    state_ = before;
+    return resumed;
+  }
+  return become_ready(limits);
+}
+
+template <typename E>
+Result<std::string> TrainerOf<E>::save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) {
+  AMXT_TRY(require_ready());
+  if (parts_.options.forward_only) return Error(Code::kInvalidState, "a trainer for forward only has no state of training to save");
+  AMXT_ASSIGN(checkpoint::Saved saved, checkpoint::save(output, training_state(), config(), *parameters_, keep, group(), parts_.setup.progress,
+                                                        limits.deadline, limits.cancel));
+  for (const std::string& warning : saved.warnings) log().warning(warning);
+  return std::move(saved.path);
+}
+
+template <typename E>
+Result<std::string> TrainerOf<E>::save(const std::string& output, const CallLimits& limits) {
+  return save_keeping(output, 0, limits);
+}
+
+template <typename E>
+Status TrainerOf<E>::export_model(const std::string& directory, const CallLimits& limits) {
+  return export_from(directory, "", limits);
+}
+
+template <typename E>
+Status TrainerOf<E>::export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) {
+  AMXT_TRY(require_ready());
+  return checkpoint::export_model(directory, model_directory.empty() ? parts_.setup.model->path() : model_directory, config(), *parameters_, group(),
+                                  parts_.setup.progress, limits.deadline, limits.cancel);
 }
 
 template <typename E>

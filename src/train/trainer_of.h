@@ -4,6 +4,8 @@
 #include <memory>
 #include <string>
 
+#include "base/file.h"
+#include "checkpoint/resume.h"
 #include "store/parameters.h"
 #include "train/trainer_core.h"
 
@@ -42,6 +44,9 @@ class TrainerOf final : public TrainerCore {
   // Calls part(range, first_row, rows, offset) for the whole rows of this owner that meet the request; offset in elements of the request
   // may be negative where a row begins before it.
   void own_rows(const RowRequest& request, FunctionRef<void(const store::OwnedRange&, int64_t row, int64_t rows, int64_t offset)> part) const;
+  Status load_directory(const std::string& directory, const CallLimits& limits);
+  Status load_checkpoint(const std::string& path, checkpoint::Restore what, const CallLimits& limits);
+  Status become_ready(const CallLimits& limits);
   Status allocate(const CallLimits& limits);
   Status populate_state(const CallLimits& limits);
   void drop_state();

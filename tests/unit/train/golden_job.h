@@ -111,7 +111,7 @@ class Job {
 
   train::StepResult step(const train::Batch& batch, int64_t number, double rate, bool commit = true) {
     train::StepInput input;
-    input.step = number;
+    input.step = input.update = number;
     input.learning_rate = rate;
     input.commit = commit;
     return must(runner_->step(batch, input, {}));

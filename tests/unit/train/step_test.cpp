@@ -142,7 +142,7 @@ class StepTransactionTest : public testing::Test {
           train::StepControl::Limits limits;
           spoil(group, batch, limits);
           train::StepInput input;
-          input.step = 2;
+          input.step = input.update = 2;
           input.learning_rate = 1e-3;
           const Result<train::StepResult> result = job.runner().step(batch, input, limits);
           ASSERT_FALSE(result.ok()) << "rank " << group.rank();
