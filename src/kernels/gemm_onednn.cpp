@@ -47,8 +47,19 @@ struct Problem {
   }
 };
 
-// Distance between the rows of dY transposed: whole cache lines, an odd number of them, so that 16 rows fall into 16 sets.
-int64_t transposed_ld(int64_t tokens) { return (tokens + 31) / 32 * 32 | 32; }
+constexpr int64_t kTileDepth = 32;  // of P, in one tile
+
+// A is brought into scratch first: dY for dW is transposed there; and where tiles reach beyond P, zeros stand behind the rows.
+// oneDNN reads there what lies behind a row (up to 30 elements, if the row distance allows) and multiplies it by zero: NaN and
+// infinities of others would get into the result.
+bool prepares_a(const Problem& problem) {
+  return problem.product == Product::kGradWeight || problem.P % kTileDepth != 0;
+}
+
+// Distance between prepared rows: whole tiles, and an odd number of cache lines, so that 16 rows fall into 16 sets.
+int64_t prepared_ld(int64_t depth) {
+  return (depth + kTileDepth - 1) / kTileDepth * kTileDepth | kTileDepth;
+}
 
 // Block of C of one task: fixed by the problem, never by the number of threads.
 struct Blocks {
@@ -57,6 +68,12 @@ struct Blocks {
 
 int64_t half(int64_t side) { return (side / 2 + 63) / 64 * 64; }
 int64_t blocks_in(int64_t whole, int64_t block) { return (whole + block - 1) / block; }
+
+// About `block` long, but no short one at the end: oneDNN adds in another order in blocks of one row or column.
+int64_t even(int64_t whole, int64_t block) {
+  const int64_t share = blocks_in(whole, blocks_in(whole, block));
+  return std::min(block, (share + 15) / 16 * 16);
+}
 
 // All rows, so that no two blocks convert the same part of B to the tiles' layout; as few columns as cost little (one thread,
 // T = 512: 1024 columns instead give -5 to +5%, fewer rows -15 to -25%). Small problems are cut on for some threads to share.
@@ -73,16 +90,18 @@ Blocks blocks_of(const Problem& problem) {
       break;
     }
   }
+  blocks.rows = even(problem.M, blocks.rows);
+  blocks.columns = even(problem.N, blocks.columns);
   return blocks;
 }
 
-// Rows of dW, columns of dY, that are transposed together: what 16 MiB hold, shared out evenly.
-int64_t panel_rows(int64_t rows, int64_t tokens) {
+// Rows of A that are prepared together: what 16 MiB hold, shared out evenly.
+int64_t panel_rows(const Problem& problem) {
   constexpr int64_t kPanelBytes = int64_t{16} << 20;
-  const int64_t row_bytes = transposed_ld(tokens) * int64_t{sizeof(bf16)};
+  const int64_t row_bytes = prepared_ld(problem.P) * int64_t{sizeof(bf16)};
   const int64_t most = std::max<int64_t>(kPanelBytes / row_bytes, 256);
-  const int64_t panels = blocks_in(rows, most);
-  return std::min(rows, (blocks_in(rows, panels) + 63) / 64 * 64);
+  const int64_t panels = blocks_in(problem.M, most);
+  return std::min(problem.M, (blocks_in(problem.M, panels) + 63) / 64 * 64);
 }
 
 struct Handles {
@@ -150,13 +169,7 @@ class OnednnGemm final : public Gemm<bf16> {
   }
   Status grad_weight(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy, const bf16* x,
                      int64_t ldx, float* dw, int64_t lddw, bool accumulate) override {
-    const int64_t most = panel_rows(N, T);
-    for (int64_t n = 0; n < N; n += most) {
-      const int64_t rows = std::min(most, N - n);
-      AMXT_TRY(multiply({Product::kGradWeight, rows, K, T, lddy, ldx, lddw, true, accumulate},
-                        dy + n, x, dw + n * lddw));
-    }
-    return {};
+    return multiply({Product::kGradWeight, N, K, T, lddy, ldx, lddw, true, accumulate}, dy, x, dw);
   }
   bool one_order() const override { return false; }
 
@@ -188,8 +201,7 @@ class OnednnGemm final : public Gemm<bf16> {
 
   // A block of rows x columns of the problem as oneDNN's primitive.
   dnnl_status_t prepare_piece(const Problem& problem, int64_t rows, int64_t columns, Piece* piece) {
-    const int64_t lda =
-        problem.product == Product::kGradWeight ? transposed_ld(problem.P) : problem.lda;
+    const int64_t lda = prepares_a(problem) ? prepared_ld(problem.P) : problem.lda;
     const dnnl_dims_t a_dims = {rows, problem.P}, a_strides = {lda, 1};
     const dnnl_dims_t b_dims = {problem.P, columns};
     const dnnl_dims_t b_along = {1, problem.ldb}, b_across = {problem.ldb, 1};
@@ -251,9 +263,9 @@ class OnednnGemm final : public Gemm<bf16> {
       AMXT_TRY(grow(&scratch_, bytes * pool_->threads(), "scratch of the matrix product"));
       scratch_bytes_ = bytes;
     }
-    if (problem.product != Product::kGradWeight) return {};
-    return grow(&transposed_, problem.M * transposed_ld(problem.P) * int64_t{sizeof(bf16)},
-                "transposed gradient of the matrix product");
+    if (!prepares_a(problem)) return {};
+    return grow(&prepared_, problem.M * prepared_ld(problem.P) * int64_t{sizeof(bf16)},
+                "first operand of the matrix product");
   }
 
   Result<Plan*> plan_of(const Problem& problem) {
@@ -286,11 +298,21 @@ class OnednnGemm final : public Gemm<bf16> {
     return &plans_.emplace(problem.key(), std::move(plan)).first->second;
   }
 
-  void transpose(const Problem& problem, const bf16* dy) {
-    const int64_t ld = transposed_ld(problem.P);
-    bf16* const to = transposed_.as<bf16>();
+  void prepare_a(const Problem& problem, const bf16* a) {
+    const int64_t ld = prepared_ld(problem.P);
     pool_->run_blocks(problem.M, 256, [&](int64_t begin, int64_t end) {
-      transpose_avx512(problem.P, end - begin, dy + begin, problem.lda, to + begin * ld, ld);
+      bf16* const to = prepared_.as<bf16>() + begin * ld;
+      if (problem.product == Product::kGradWeight) {
+        transpose_avx512(problem.P, end - begin, a + begin, problem.lda, to, ld);
+      }
+      for (int64_t i = 0; i < end - begin; ++i) {
+        bf16* const row = to + i * ld;
+        if (problem.product != Product::kGradWeight) {
+          std::memcpy(row, a + (begin + i) * problem.lda,
+                      static_cast<size_t>(problem.P) * sizeof(bf16));
+        }
+        for (int64_t p = problem.P; p % kTileDepth != 0; ++p) row[p] = bf16{0};
+      }
     });
   }
 
@@ -301,8 +323,8 @@ class OnednnGemm final : public Gemm<bf16> {
     const int64_t columns = std::min(plan.blocks.columns, problem.N - column);
     const Piece& piece = plan.pieces[rows < plan.blocks.rows][columns < plan.blocks.columns];
     const Handles& handles = piece.threads[static_cast<size_t>(thread)];
-    const bf16* const a_block = problem.product == Product::kGradWeight
-                                    ? transposed_.as<bf16>() + row * transposed_ld(problem.P)
+    const bf16* const a_block = prepares_a(problem)
+                                    ? prepared_.as<bf16>() + row * prepared_ld(problem.P)
                                     : a + row * problem.lda;
     const bf16* b_block =
         problem.product == Product::kForward ? b + column * problem.ldb : b + column;
@@ -333,8 +355,22 @@ class OnednnGemm final : public Gemm<bf16> {
       }
       return {};
     }
+    if (!prepares_a(problem)) return multiply_panel(problem, a, b, c);
+    const int64_t most = panel_rows(problem);
+    for (int64_t row = 0; row < problem.M; row += most) {
+      Problem panel = problem;
+      panel.M = std::min(most, problem.M - row);
+      const bf16* const from =
+          problem.product == Product::kGradWeight ? a + row : a + row * problem.lda;
+      AMXT_TRY(multiply_panel(panel, from, b, c + row * problem.ldc));
+    }
+    return {};
+  }
+
+  template <typename C>
+  Status multiply_panel(const Problem& problem, const bf16* a, const bf16* b, C* c) {
     AMXT_ASSIGN(const Plan* const plan, plan_of(problem));
-    if (problem.product == Product::kGradWeight) transpose(problem, a);
+    if (prepares_a(problem)) prepare_a(problem, a);
     const int64_t down = blocks_in(problem.M, plan->blocks.rows);
     const int64_t across = blocks_in(problem.N, plan->blocks.columns);
     std::atomic<int> worst{dnnl_success};
@@ -354,7 +390,7 @@ class OnednnGemm final : public Gemm<bf16> {
   const Onednn& api_;
   std::vector<dnnl_stream_t> streams_;
   std::map<std::array<int64_t, 9>, Plan> plans_;
-  Buffer transposed_;          // dY of one panel, [M, transposed_ld(P)]
+  Buffer prepared_;            // A of one panel, [M, prepared_ld(P)]
   Buffer scratch_;             // oneDNN's, of all threads
   int64_t scratch_bytes_ = 0;  // of one thread
 };

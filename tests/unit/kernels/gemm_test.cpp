@@ -1,18 +1,26 @@
 #include "kernels/gemm.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <random>
 #include <string>
-#include <tuple>
+#include <string_view>
+#include <utility>
 #include <vector>
+
+#include "kernels/gemm_transpose.h"
 
 namespace amxt::kernels {
 namespace {
@@ -222,12 +230,13 @@ void expect_close(const Case<E>& c, const Matrix<float>& got, const Matrix<float
   }
 }
 
-// Every implementation that this machine has under an instruction set, named as it names itself.
+// Every instruction set of this machine, the highest first: the first use fixes oneDNN's for the process, so that the lower one is
+// tested in a process of its own (OnednnTest).
 std::vector<Isa> machine_isas() {
   const auto cpu = cpu_isa();
   EXPECT_TRUE(cpu.ok());
   std::vector<Isa> isas;
-  for (int i = 0; i <= static_cast<int>((*cpu)->chosen); ++i) isas.push_back(static_cast<Isa>(i));
+  for (int i = static_cast<int>((*cpu)->chosen); i >= 0; --i) isas.push_back(static_cast<Isa>(i));
   return isas;
 }
 
@@ -353,6 +362,29 @@ TYPED_TEST(GemmTest, OneOrderMeansThatASplitSumHasTheSameBits) {
   }
 }
 
+// Rows [i0, i1) and columns [j0, j1) of the result alone, in the place that they have in the whole.
+template <typename E>
+void compute_part(Gemm<E>& gemm, const Case<E>& c, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                  Matrix<float>* out) {
+  const auto [T, N, K] = c.problem;
+  const E *a = c.a.begin(), *b = c.b.begin();
+  float* const to = out->begin() + i0 * out->ld + j0;
+  const bool add = accumulates(c.product);
+  const int64_t rows = i1 - i0, columns = j1 - j0;
+  Status status;
+  if (c.product <= Product::kForwardFloat) {
+    status = gemm.forward_float(rows, columns, K, a + i0 * c.a.ld, c.a.ld, b + j0 * c.b.ld, c.b.ld,
+                                to, out->ld);
+  } else if (c.product <= Product::kGradInputAdd) {
+    status = gemm.grad_input_float(rows, N, columns, a + i0 * c.a.ld, c.a.ld, b + j0, c.b.ld, to,
+                                   out->ld, add);
+  } else {
+    status = gemm.grad_weight(T, rows, columns, a + i0, c.a.ld, b + j0, c.b.ld, to, out->ld, add);
+  }
+  EXPECT_TRUE(status.ok()) << status.error().message();
+}
+
+// What lets owners of different rows, at any world size, get the bits that one owner of all would get.
 TYPED_TEST(GemmTest, RowsAndColumnsDoNotDependOnTheirNeighbours) {
   using E = TypeParam;
   const uint64_t seed = fresh_seed();
@@ -362,19 +394,86 @@ TYPED_TEST(GemmTest, RowsAndColumnsDoNotDependOnTheirNeighbours) {
   for (const Isa isa : machine_isas()) {
     const auto gemm = gemm_of<E>(pool.get(), isa);
     if (!gemm->one_order()) continue;
-    const Case<E> c(Product::kForwardFloat, {70, 90, 300}, random);
-    const Matrix<float> whole = computed(*gemm, c);
-    Matrix<float> part = c.start;
-    const Status status =
-        gemm->forward_float(33, 51, 300, c.a.begin() + 7 * c.a.ld, c.a.ld,
-                            c.b.begin() + 11 * c.b.ld, c.b.ld, part.begin(), part.ld);
-    ASSERT_TRUE(status.ok());
-    for (int64_t i = 0; i < 33; ++i) {
-      for (int64_t j = 0; j < 51; ++j) {
-        ASSERT_EQ(std::bit_cast<uint32_t>(part.at(i, j)),
-                  std::bit_cast<uint32_t>(whole.at(i + 7, j + 11)))
-            << gemm->name() << " at " << i << "," << j;
-      }
+    for (const Product product : kProducts) {
+      if (stores_element(product)) continue;
+      const Case<E> c(product, {70, 590, 300}, random);
+      const Matrix<float> whole = computed(*gemm, c);
+      Matrix<float> parts = c.start;
+      const int64_t i = static_cast<int64_t>(random() % static_cast<uint64_t>(whole.rows - 1)) + 1;
+      const int64_t j =
+          static_cast<int64_t>(random() % static_cast<uint64_t>(whole.columns - 1)) + 1;
+      compute_part(*gemm, c, 0, i, 0, j, &parts);
+      compute_part(*gemm, c, i, whole.rows, 0, j, &parts);
+      compute_part(*gemm, c, 0, i, j, whole.columns, &parts);
+      compute_part(*gemm, c, i, whole.rows, j, whole.columns, &parts);
+      EXPECT_TRUE(same_bits(whole, parts))
+          << gemm->name() << " " << c.text() << ", cut at row " << i << " and column " << j;
+    }
+  }
+}
+
+// A copy of a matrix that ends where readable memory ends.
+template <typename E>
+class AtTheEdge {
+ public:
+  explicit AtTheEdge(const Matrix<E>& matrix) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    // The last row has no pad behind it.
+    const size_t bytes =
+        static_cast<size_t>((matrix.rows - 1) * matrix.ld + matrix.columns) * sizeof(E);
+    const size_t readable = (bytes + page - 1) / page * page;
+    mapped_ = readable + page;
+    memory_ = static_cast<std::byte*>(
+        mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    EXPECT_NE(memory_, MAP_FAILED);
+    EXPECT_EQ(mprotect(memory_ + readable, page, PROT_NONE), 0);
+    data_ = reinterpret_cast<E*>(memory_ + readable - bytes);
+    std::memcpy(data_, matrix.begin(), bytes);
+  }
+  ~AtTheEdge() { munmap(memory_, mapped_); }
+  AtTheEdge(const AtTheEdge&) = delete;
+  AtTheEdge& operator=(const AtTheEdge&) = delete;
+  E* data() const { return data_; }
+
+ private:
+  size_t mapped_ = 0;
+  std::byte* memory_ = nullptr;
+  E* data_ = nullptr;
+};
+
+// A read or write behind the last row ends the test with a segmentation fault.
+TYPED_TEST(GemmTest, TouchesNothingBehindTheLastRow) {
+  using E = TypeParam;
+  const uint64_t seed = fresh_seed();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  const auto pool = pool_of(1);
+  for (const Isa isa : machine_isas()) {
+    const auto gemm = gemm_of<E>(pool.get(), isa);
+    for (const Problem& s : {Problem{1, 1, 1}, Problem{3, 5, 7}, Problem{17, 33, 31},
+                             Problem{37, 70, 43}, Problem{64, 96, 96}, Problem{33, 290, 64}}) {
+      const Case<E> forward(Product::kForward, s, random), input(Product::kGradInput, s, random),
+          weight(Product::kGradWeightAdd, s, random);
+      const AtTheEdge<E> x(forward.a), w(forward.b), dy(input.a), w2(input.b), dy2(weight.a),
+          x2(weight.b);
+      const AtTheEdge<float> y(forward.start), dx(input.start), dw(weight.start);
+      const AtTheEdge<E> ye(Matrix<E>(s.T, s.N, 3, 0)), dxe(Matrix<E>(s.T, s.K, 3, 0));
+      const auto [T, N, K] = s;
+      ASSERT_TRUE(
+          gemm->forward(T, N, K, x.data(), forward.a.ld, w.data(), forward.b.ld, ye.data(), N + 3)
+              .ok());
+      ASSERT_TRUE(gemm->forward_float(T, N, K, x.data(), forward.a.ld, w.data(), forward.b.ld,
+                                      y.data(), forward.start.ld)
+                      .ok());
+      ASSERT_TRUE(
+          gemm->grad_input(T, N, K, dy.data(), input.a.ld, w2.data(), input.b.ld, dxe.data(), K + 3)
+              .ok());
+      ASSERT_TRUE(gemm->grad_input_float(T, N, K, dy.data(), input.a.ld, w2.data(), input.b.ld,
+                                         dx.data(), input.start.ld, true)
+                      .ok());
+      ASSERT_TRUE(gemm->grad_weight(T, N, K, dy2.data(), weight.a.ld, x2.data(), weight.b.ld,
+                                    dw.data(), weight.start.ld, true)
+                      .ok());
     }
   }
 }
@@ -462,6 +561,162 @@ TYPED_TEST(GemmTest, TheListNamesOneChosenAndAReasonForEachOther) {
       EXPECT_EQ(candidate.name, gemm->name());
     }
     EXPECT_EQ(taken, 1) << isa_name(isa);
+  }
+}
+
+// A run of this program's bf16 tests in another process, with other environment variables: its output, and "exit 0" at its end.
+std::string run_again(const std::vector<std::string>& environment, const std::string& filter) {
+  char self[4096];
+  const ssize_t length = readlink("/proc/self/exe", self, sizeof self);
+  if (length <= 0) return "no /proc/self/exe";
+  std::string command = "env";
+  for (const std::string& variable : environment) command += " '" + variable + "'";
+  command += " '" + std::string(self, static_cast<size_t>(length)) + "' '--gtest_filter=" + filter +
+             "' 2>&1";
+  FILE* const pipe = popen(command.c_str(), "r");
+  if (pipe == nullptr) return "popen failed";
+  std::string output;
+  char line[512];
+  while (std::fgets(line, sizeof line, pipe) != nullptr) output += line;
+  const int status = pclose(pipe);
+  return output + "exit " + std::to_string(WIFEXITED(status) ? WEXITSTATUS(status) : -1);
+}
+
+bool has(const std::string& text, std::string_view part) {
+  return text.find(part) != std::string::npos;
+}
+
+// Run by the tests below in a process of their own; does nothing otherwise.
+TEST(OnednnProcess, SaysWhatItTakes) {
+  const auto cpu = cpu_isa();
+  ASSERT_TRUE(cpu.ok());
+  const auto pool = pool_of(1);
+  const auto gemm = gemm_of<bf16>(pool.get(), (*cpu)->chosen);
+  std::printf("takes %s\n", gemm->name().c_str());
+  for (const GemmCandidate& candidate : gemm->candidates()) {
+    std::printf("candidate %s: %s\n", candidate.name.c_str(), candidate.skipped_because.c_str());
+  }
+}
+
+class OnednnTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const auto cpu = cpu_isa();
+    ASSERT_TRUE(cpu.ok());
+    isa_ = (*cpu)->chosen;
+    if (isa_ < Isa::kAvx512Bf16) {
+      GTEST_SKIP() << "skipped: oneDNN has no bf16 products below avx512_bf16, this is "
+                   << isa_name(isa_) << ": " << (*cpu)->reason;
+    }
+    info_ = onednn_info();
+    if (!info_.loaded) GTEST_SKIP() << "skipped: no oneDNN: " << info_.reason;
+  }
+
+  Isa isa_ = Isa::kAvx2;
+  OnednnInfo info_;
+};
+
+TEST_F(OnednnTest, IsOpenedFromBesideTheProgramAndTaken) {
+  EXPECT_FALSE(info_.version.empty());
+  EXPECT_TRUE(info_.reason.empty()) << info_.reason;
+  EXPECT_TRUE(info_.path.starts_with('/')) << info_.path;
+  const auto pool = pool_of(1);
+  EXPECT_EQ(gemm_of<bf16>(pool.get(), isa_)->name(),
+            isa_ == Isa::kAmx ? "onednn-amx" : "onednn-avx512_bf16");
+}
+
+TEST_F(OnednnTest, UsesAmx) {
+  if (isa_ != Isa::kAmx) GTEST_SKIP() << "skipped: no AMX";
+  const std::string output =
+      run_again({"AMXTRAIN_MAX_ISA=amx", "ONEDNN_VERBOSE=1"}, "GemmTest/1.LargeSums*");
+  EXPECT_TRUE(has(output, "brg_matmul:avx10_1_512_amx") || has(output, "amx")) << output;
+  EXPECT_TRUE(has(output, "exit 0")) << output;
+}
+
+TEST_F(OnednnTest, PassesTheSameTestsWithoutAmx) {
+  const std::vector<std::string> capped = {"AMXTRAIN_MAX_ISA=avx512_bf16"};
+  const std::string taken = run_again(capped, "OnednnProcess.*");
+  EXPECT_TRUE(has(taken, "takes onednn-avx512_bf16")) << taken;
+  EXPECT_TRUE(has(taken, "candidate onednn-amx: the instruction set is avx512_bf16")) << taken;
+  const std::string output = run_again(capped, "GemmTest/1.*");
+  EXPECT_TRUE(has(output, "exit 0")) << output;
+}
+
+TEST_F(OnednnTest, AMissingLibraryIsSaidAndOwnKernelsAreTaken) {
+  const std::string output =
+      run_again({"AMXTRAIN_DNNL_LIBRARY=/nonexistent/libdnnl.so"}, "OnednnProcess.*");
+  EXPECT_TRUE(has(output, "takes fma-avx512")) << output;
+  EXPECT_TRUE(has(output, std::string("candidate onednn-") + isa_name(isa_) +
+                              ": '/nonexistent/libdnnl.so' could not be opened"))
+      << output;
+}
+
+TEST_F(OnednnTest, AnotherLibraryIsRefused) {
+  const std::string output = run_again({"AMXTRAIN_DNNL_LIBRARY=libm.so.6"}, "OnednnProcess.*");
+  EXPECT_TRUE(has(output, "takes fma-avx512")) << output;
+  EXPECT_TRUE(has(output, "'libm.so.6' has no function dnnl_")) << output;
+}
+
+TEST_F(OnednnTest, ACapOfItsOwnIsSaid) {
+  const std::string output = run_again({"ONEDNN_MAX_CPU_ISA=AVX2"}, "OnednnProcess.*");
+  EXPECT_TRUE(has(output, "takes fma-avx512")) << output;
+  EXPECT_TRUE(has(output, "(ONEDNN_MAX_CPU_ISA is set)")) << output;
+}
+
+TEST_F(OnednnTest, ASecondInstructionSetIsRefused) {
+  if (isa_ != Isa::kAmx) GTEST_SKIP() << "skipped: no AMX";
+  const auto pool = pool_of(1);
+  const auto first = gemm_of<bf16>(pool.get(), isa_);
+  const auto second = gemm_of<bf16>(pool.get(), Isa::kAvx512Bf16);
+  EXPECT_EQ(second->name(), "fma-avx512");
+  EXPECT_EQ(second->candidates()[1].skipped_because,
+            "oneDNN was first used with amx in this process, and avx512_bf16 is asked");
+}
+
+TEST_F(OnednnTest, AFailureNamesShapesTypesAndInstructionSet) {
+  const auto pool = pool_of(1);
+  const auto gemm = gemm_of<bf16>(pool.get(), isa_);
+  const std::vector<bf16> x(64), w(64);
+  std::vector<float> y(64);
+  // Rows of the result that overlap.
+  const Status status = gemm->forward_float(3, 5, 7, x.data(), 7, w.data(), 7, y.data(), 2);
+  ASSERT_FALSE(status.ok());
+  for (const char* part :
+       {"oneDNN", isa_name(isa_), "forward", "3 x 5 x 7", "7, 7, 2", "bf16 x bf16 -> f32"}) {
+    EXPECT_TRUE(has(status.error().message(), part)) << status.error().message();
+  }
+}
+
+TEST_F(OnednnTest, ManyShapesDoNotPileUp) {
+  const auto pool = pool_of(1);
+  const auto gemm = gemm_of<bf16>(pool.get(), isa_);
+  const std::vector<bf16> x(600, to_bf16(1)), w(600, to_bf16(1));
+  for (int64_t K = 1; K <= 600; ++K) {
+    float y = 0;
+    ASSERT_TRUE(gemm->forward_float(1, 1, K, x.data(), K, w.data(), K, &y, 1).ok());
+    ASSERT_EQ(y, static_cast<float>(K));
+  }
+}
+
+TEST(Transpose, MovesEveryElementAndNothingElse) {
+  const auto cpu = cpu_isa();
+  ASSERT_TRUE(cpu.ok());
+  if ((*cpu)->chosen < Isa::kAvx512) GTEST_SKIP() << "skipped: no AVX-512: " << (*cpu)->reason;
+  for (const auto& [rows, columns] : std::vector<std::pair<int64_t, int64_t>>{
+           {1, 1}, {1, 40}, {40, 1}, {15, 31}, {16, 32}, {17, 33}, {33, 65}, {64, 96}, {100, 7}}) {
+    const int64_t ld_from = columns + 3, ld_to = rows + 5;
+    std::vector<bf16> from(static_cast<size_t>(rows * ld_from)),
+        to(static_cast<size_t>(columns * ld_to), bf16{0xFFFF});
+    for (size_t i = 0; i < from.size(); ++i) from[i] = bf16{static_cast<uint16_t>(i)};
+    transpose_avx512(rows, columns, from.data(), ld_from, to.data(), ld_to);
+    for (int64_t j = 0; j < columns; ++j) {
+      for (int64_t i = 0; i < ld_to; ++i) {
+        const uint16_t expected =
+            i < rows ? static_cast<uint16_t>(i * ld_from + j) : uint16_t{0xFFFF};
+        ASSERT_EQ(to[static_cast<size_t>(j * ld_to + i)].bits, expected)
+            << rows << " x " << columns << " at " << i << "," << j;
+      }
+    }
   }
 }
 
