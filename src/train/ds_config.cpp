@@ -108,7 +108,9 @@ class Parser {
 
   void unknown(DsSection name, const std::string& prefix, const std::string& key) {
     const std::string where = prefix.empty() ? "" : " in " + prefix;
-    const std::string_view nearest = nearest_ds_key(name, key);
+    // Only what will be shown is looked up: a file may have any number of them.
+    const std::string_view nearest =
+        wrong_.size() < kMostErrors ? nearest_ds_key(name, key) : std::string_view();
     const std::string hint = nearest.empty() ? "" : fmt::format(" (nearest: '{}')", nearest);
     wrong_.push_back(fmt::format("unknown key {}{}{}", quote(key), where, hint));
   }
