@@ -146,7 +146,9 @@ template <typename E>
 Result<std::string> TrainerOf<E>::save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) {
   AMXT_TRY(require_ready());
   if (parts_.options.forward_only) return Error(Code::kInvalidState, "a trainer for forward only has no state of training to save");
-  AMXT_ASSIGN(checkpoint::Saved saved, checkpoint::save(output, training_state(), config(), *parameters_, keep, group(), parts_.setup.progress,
+  checkpoint::SaveOptions options;
+  options.keep = keep;
+  AMXT_ASSIGN(checkpoint::Saved saved, checkpoint::save(output, training_state(), config(), *parameters_, options, group(), parts_.setup.progress,
                                                         limits.deadline, limits.cancel));
   for (const std::string& warning : saved.warnings) log().warning(warning);
   return std::move(saved.path);
@@ -168,6 +170,7 @@ Status TrainerOf<E>::export_from(const std::string& directory, const std::string
 #ifndef AMXT_EXPORT_LANDED
   (void)directory;
   (void)model_directory;
+  (void)limits;
   return Error(Code::kUnsupported, "export has not landed yet");
 #else
   return checkpoint::export_model(directory, model_directory.empty() ? parts_.setup.model->path() : model_directory, config(), *parameters_, group(),
