@@ -264,7 +264,10 @@ Status replace_symlink(const std::string& target, const std::string& path) {
   const std::string temporary = path + ".tmp";
   if (::unlink(temporary.c_str()) != 0 && errno != ENOENT) return path_error(temporary, errno);
   if (::symlink(target.c_str(), temporary.c_str()) != 0) return path_error(temporary, errno);
-  AMXT_TRY(rename_path(temporary, path));
+  if (Status renamed = rename_path(temporary, path); !renamed) {
+    ::unlink(temporary.c_str());
+    return renamed;
+  }
   return sync_directory(parent_path(path));
 }
 

@@ -38,6 +38,10 @@ class BlockRun {
   Status start_threads();
   void take_blocks(std::span<std::byte> buffer);
   void note_error(size_t block, Error error);
+  Error cancelled() const { return Error(Code::kCancelled, fmt::format("{}: cancelled", what_)); }
+  Error late() const {
+    return Error(Code::kTimeout, fmt::format("{}: the deadline has passed", what_));
+  }
   Status report(const Progress& progress, size_t item);
   // Waits until `item` is done, or nothing more will be; reports on the way.
   Status follow(size_t item, const Progress& progress, Deadline deadline,
@@ -129,10 +133,8 @@ Status BlockRun::follow(size_t item, const Progress& progress, Deadline deadline
       if (!settled()) moved_.wait_for(lock, kLook);
       if (settled()) return {};
     }
-    if (cancel != nullptr && cancel->load())
-      return Error(Code::kCancelled, fmt::format("{}: cancelled", what_));
-    if (deadline.passed())
-      return Error(Code::kTimeout, fmt::format("{}: the deadline has passed", what_));
+    if (cancel != nullptr && cancel->load()) return cancelled();
+    if (deadline.passed()) return late();
     if (monotonic_ns() - reported >= kReportEveryNs) {
       AMXT_TRY(report(progress, item));
       reported = monotonic_ns();
@@ -142,8 +144,8 @@ Status BlockRun::follow(size_t item, const Progress& progress, Deadline deadline
 
 Status BlockRun::run(const Progress& progress, Deadline deadline, const std::atomic<bool>* cancel) {
   Status status;
-  if (cancel != nullptr && cancel->load())
-    status = Error(Code::kCancelled, fmt::format("{}: cancelled", what_));
+  if (cancel != nullptr && cancel->load()) status = cancelled();
+  if (status && deadline.passed()) status = late();
   if (status) status = start_threads();
   for (size_t item = 0; status && item < list_.items.size(); ++item) {
     status = report(progress, item);
