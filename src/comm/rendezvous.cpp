@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
-#include <charconv>
 #include <cstring>
 #include <list>
 #include <map>
@@ -20,6 +19,7 @@
 #include "base/text.h"
 #include "base/version.h"
 #include "comm/memory_file.h"
+#include "comm/rendezvous_entry.h"
 #include "comm/tcp_store_client.h"
 #include "comm/tcp_store_server.h"
 
@@ -33,20 +33,13 @@ constexpr int64_t kLastWordsNs = 300'000'000;
 constexpr size_t kMaxUnidentified = 256;
 constexpr int64_t kMaxEntries = 4096;  // of earlier attempts too; the newest count
 
-std::string plain(std::string text) {
-  std::replace_if(
-      text.begin(), text.end(),
-      [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '-' && c != '_'; }, '_');
-  return text.substr(0, 64);
-}
-
 std::string read_word(const char* path) {
   char bytes[128];
   const Descriptor file(open(path, O_RDONLY | O_CLOEXEC));
   const ssize_t got = file ? read(file.get(), bytes, sizeof bytes) : -1;
   std::string word(bytes, got > 0 ? static_cast<size_t>(got) : 0);
   while (!word.empty() && std::isspace(static_cast<unsigned char>(word.back()))) word.pop_back();
-  return plain(word);
+  return plain_word(word);
 }
 
 // Abstract unix sockets reach as far as one boot and one network namespace; that is one machine here.
@@ -59,56 +52,7 @@ std::string this_machine() {
 std::string host_name() {
   char name[256] = {};
   gethostname(name, sizeof name - 1);
-  return plain(name);
-}
-
-std::string hex(const Nonce& nonce) {
-  return fmt::format("{:016x}{:016x}", nonce.words[0], nonce.words[1]);
-}
-
-std::string socket_name(const Nonce& nonce) { return "amxtrain-" + hex(nonce); }
-
-template <typename Number>
-bool parse(std::string_view text, Number* value, int base = 10) {
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *value, base);
-  return error == std::errc() && end == text.data() + text.size();
-}
-
-// One line of the store's list.
-struct Entry {
-  int rank = -1, world_size = 0, pid = 0;
-  uint32_t protocol = 0;
-  Nonce nonce;
-  std::string machine, host, build;
-
-  std::string text() const {
-    return fmt::format(
-        "amxtrain protocol={} rank={} world={} pid={} nonce={} machine={} host={} build={}",
-        protocol, rank, world_size, pid, hex(nonce), machine, host, build);
-  }
-};
-
-std::optional<Entry> parse_entry(std::string_view text) {
-  if (text.size() > 1024 || !text.starts_with("amxtrain ")) return std::nullopt;
-  std::map<std::string_view, std::string_view> fields;
-  while (!text.empty()) {
-    const std::string_view word = text.substr(0, text.find(' '));
-    text.remove_prefix(std::min(text.size(), word.size() + 1));
-    const size_t equals = word.find('=');
-    if (equals != word.npos) fields[word.substr(0, equals)] = word.substr(equals + 1);
-  }
-  Entry entry;
-  const std::string_view nonce = fields["nonce"];
-  if (!parse(fields["protocol"], &entry.protocol) || !parse(fields["rank"], &entry.rank) ||
-      !parse(fields["world"], &entry.world_size) || !parse(fields["pid"], &entry.pid) ||
-      nonce.size() != 32 || !parse(nonce.substr(0, 16), &entry.nonce.words[0], 16) ||
-      !parse(nonce.substr(16), &entry.nonce.words[1], 16)) {
-    return std::nullopt;
-  }
-  entry.machine = plain(std::string(fields["machine"]));
-  entry.host = plain(std::string(fields["host"]));
-  entry.build = plain(std::string(fields["build"]));
-  return entry;
+  return plain_word(name);
 }
 
 Result<Identity> own_identity(const LaunchInfo& launch, int threads) {
@@ -129,7 +73,7 @@ Result<Identity> own_identity(const LaunchInfo& launch, int threads) {
       if (CPU_ISSET(cpu, &cpus)) self.cpus[cpu / 64] |= uint64_t{1} << (cpu % 64);
     }
   }
-  const std::string build = plain(fmt::format("{}-{}", kVersion, kGitCommit));
+  const std::string build = plain_word(fmt::format("{}-{}", kVersion, kGitCommit));
   std::memcpy(self.build, build.data(), std::min(build.size(), sizeof self.build - 1));
   return self;
 }
@@ -138,34 +82,44 @@ std::string number_list(const std::vector<int>& numbers) {
   return fmt::format("{}", fmt::join(numbers, ", "));
 }
 
-Error mismatch(const Identity& peer, const std::string& what) {
-  return Error(Code::kMismatch, fmt::format("{} {}", rank_text(peer), what)).with_rank(peer.rank);
+// Both sides of a difference say the same: the lower rank first.
+Error difference(const Identity& one, const Identity& other, const char* what,
+                 const std::string& ones, const std::string& others) {
+  if (one.rank > other.rank) return difference(other, one, what, others, ones);
+  return Error(Code::kMismatch, fmt::format("{} was started with {} {}, {} with {}", rank_text(one),
+                                            what, ones, rank_text(other), others))
+      .with_rank(other.rank);
+}
+
+Error started_twice(const Identity& one, const Identity& other) {
+  return Error(Code::kMismatch,
+               fmt::format("rank {} was started twice: pids {} and {}", one.rank,
+                           std::min(one.pid, other.pid), std::max(one.pid, other.pid)))
+      .with_rank(one.rank);
+}
+
+std::string build_of(const Identity& identity) {
+  return std::string(identity.build, strnlen(identity.build, sizeof identity.build));
 }
 
 // What the processes of one job must agree on.
 Status compare(const Identity& self, const Identity& peer) {
-  if (peer.rank == self.rank) {
-    return Error(Code::kMismatch,
-                 fmt::format("rank {} was started twice: pids {} and {}", self.rank,
-                             std::min(self.pid, peer.pid), std::max(self.pid, peer.pid)))
-        .with_rank(self.rank);
-  }
+  if (peer.rank == self.rank) return started_twice(self, peer);
   if (peer.world_size != self.world_size) {
-    return mismatch(peer, fmt::format("was started with a world size of {}, {} with {}",
-                                      peer.world_size, rank_text(self), self.world_size));
-  }
-  if (peer.rank < 0 || peer.rank >= self.world_size) {
-    return mismatch(peer, fmt::format("is outside a world of {} ranks", self.world_size));
+    return difference(self, peer, "a world size of", std::to_string(self.world_size),
+                      std::to_string(peer.world_size));
   }
   if (peer.local_world_size != self.local_world_size) {
-    return mismatch(peer,
-                    fmt::format("was started with a local world size of {}, {} with {}",
-                                peer.local_world_size, rank_text(self), self.local_world_size));
+    return difference(self, peer, "a local world size of", std::to_string(self.local_world_size),
+                      std::to_string(peer.local_world_size));
   }
-  const std::string_view build(peer.build, strnlen(peer.build, sizeof peer.build));
-  if (build != self.build) {
-    return mismatch(peer, fmt::format("runs amxtrain {}, {} runs {}", quote(build), rank_text(self),
-                                      quote(self.build)));
+  if (build_of(peer) != build_of(self)) {
+    return difference(self, peer, "amxtrain", quote(build_of(self)), quote(build_of(peer)));
+  }
+  if (peer.rank < 0 || peer.rank >= self.world_size) {
+    return Error(Code::kMismatch,
+                 fmt::format("{} is outside a world of {} ranks", rank_text(peer), self.world_size))
+        .with_rank(peer.rank);
   }
   return {};
 }
@@ -189,6 +143,7 @@ class Gatherer {
     auto status = join();
     if (!status) {
       tell_all(status.error());
+      leave_note(status.error());
       return std::move(status).error();
     }
     return Gathering{std::move(members_), std::move(control_)};
@@ -241,8 +196,9 @@ class Gatherer {
     entry.host = host_name();
     entry.build = self_.build;
     AMXT_ASSIGN(const int64_t number, store_->add(key("entries"), 1, deadline_));
+    own_entry_ = number;
     next_entry_ = std::max<int64_t>(1, number - kMaxEntries);
-    return store_->set(key(fmt::format("entry/{}", number)), entry.text(), deadline_);
+    return store_->set(key(fmt::format("entry/{}", number)), entry_text(entry), deadline_);
   }
 
   Status meet_all() {
@@ -275,11 +231,27 @@ class Gatherer {
         ++hole;
         continue;
       }
+      read_note(*hole, *text);
       hole = holes_.erase(hole);
       auto entry = parse_entry(*text);
       if (entry && entry->nonce != self_.nonce) add_entry(*std::move(entry));
     }
     return {};
+  }
+
+  // Whoever has not met this rank yet would wait for it in vain.
+  void leave_note(const Error& error) {
+    if (!store_ || own_entry_ == 0) return;
+    const Deadline soon = Deadline::after(kLastWordsNs);
+    const auto number = store_->add(key("entries"), 1, soon);
+    if (!number) return;
+    (void)store_->set(key(fmt::format("entry/{}", *number)), note_text(error), soon);
+  }
+
+  // One of this attempt: all are in a store of rank 0's own, in an agent's those behind this rank's entry.
+  void read_note(int64_t number, std::string_view text) {
+    if (launch_.agent_store && number < own_entry_) return;
+    if (auto error = parse_note(text)) fail(*std::move(error));
   }
 
   void add_entry(Entry entry) {
@@ -322,8 +294,8 @@ class Gatherer {
                 std::min(entry.build.size(), sizeof peer.build - 1));
     if (auto same = compare(self_, peer); !same) return fail(std::move(same).error());
     if (entry.protocol != kProtocolVersion) {
-      return fail(mismatch(peer, fmt::format("speaks protocol {} between ranks, {} speaks {}",
-                                             entry.protocol, rank_text(self_), kProtocolVersion)));
+      return fail(difference(self_, peer, "protocol", std::to_string(kProtocolVersion),
+                             std::to_string(entry.protocol)));
     }
     strangers_.push_back({std::move(socket), entry, Deadline::never()});
   }
@@ -392,11 +364,7 @@ class Gatherer {
   void add_member(const Identity& identity, Descriptor socket) {
     Member& member = members_[static_cast<size_t>(identity.rank)];
     if (member.identity.rank >= 0) {
-      return fail(Error(Code::kMismatch,
-                        fmt::format("rank {} was started twice: pids {} and {}", identity.rank,
-                                    std::min(member.identity.pid, identity.pid),
-                                    std::max(member.identity.pid, identity.pid)))
-                      .with_rank(identity.rank));
+      return fail(started_twice(member.identity, identity));
     }
     member.process = process_descriptor(peer_credentials(socket.get()).pid);
     member.identity = identity;
@@ -561,7 +529,7 @@ class Gatherer {
   std::unique_ptr<TcpStoreServer> server_;
   std::unique_ptr<TcpStoreClient> store_;
   Descriptor listener_;
-  int64_t next_entry_ = 1;
+  int64_t own_entry_ = 0, next_entry_ = 1;
   std::vector<int64_t> holes_;
   std::list<Entry> entries_;  // to be connected to
   std::vector<Foreign> foreign_;

@@ -3,8 +3,8 @@
 // Each process listens on an abstract unix socket named by a random 128-bit nonce and appends an entry (rank, nonce, process, machine)
 // to the list "/amxtrain/<run id>/entry/<n>" of the store. The list may hold entries of earlier attempts: torchrun's agent keeps its store
 // over restarts. An entry counts only when its socket answers and proves the nonce; a dead process refuses at once. The higher rank
-// connects to the lower, the whole mesh; who has all says so to all, and rank 0 starts the group when everyone has. From then on
-// no listener and no connection to the store is left.
+// connects to the lower, the whole mesh; who gives up tells those it has met and leaves a note in the list for the others; who has all
+// says so to all, and rank 0 starts the group when everyone has. From then on no listener and no connection to the store is left.
 #pragma once
 
 #include <string>

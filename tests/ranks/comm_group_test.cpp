@@ -1,0 +1,556 @@
+// The group among real processes that are killed, stopped and started wrongly. This executable is also the rank: started as
+// `<test> rank <what>` it plays one and reports by lines on its standard output.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <list>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/deadline.h"
+#include "base/log.h"
+#include "comm/group.h"
+#include "comm/socket.h"
+#include "comm/tcp_store_client.h"
+#include "comm/tcp_store_server.h"
+
+extern char** environ;
+
+namespace amxt::comm {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+constexpr int64_t kSecond = 1'000'000'000;
+constexpr int kPort = 29500;
+// What every test allows for things that work; a failing one ends here instead of hanging.
+constexpr int64_t kPatience = 30 * kSecond;
+
+// --- The rank ---------------------------------------------------------------------------------
+
+void say(const std::string& line) {
+  const std::string text = line + "\n";
+  if (write(STDOUT_FILENO, text.data(), text.size()) < 0) _exit(3);
+}
+
+[[noreturn]] void report(const Error& error) {
+  say(fmt::format("error {} {} {}", static_cast<int>(error.code()), error.rank(), error.message()));
+  _exit(1);
+}
+
+void report_unless(const Status& status) {
+  if (!status) report(status.error());
+}
+
+[[noreturn]] void sleep_for_ever() {
+  for (;;) pause();
+}
+
+int number(const char* name, int otherwise) {
+  const char* text = std::getenv(name);
+  return text != nullptr ? std::atoi(text) : otherwise;
+}
+
+std::unique_ptr<Group> join(const LaunchInfo& launch, int timeout_ms) {
+  static Log log;
+  log.set([](LogLevel, const char* line) { say(std::string("log ") + line); }, LogLevel::kDebug);
+  auto group =
+      Group::create(launch, GroupOptions{}, &log, Deadline::after(timeout_ms * int64_t{1'000'000}));
+  if (!group) report(group.error());
+  say("joined");
+  return std::move(*group);
+}
+
+// Leaves a child that has all sockets of this process open.
+void leave_a_child() {
+  const pid_t child = fork();
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, 0);
+    alarm(60);
+    sleep_for_ever();
+  }
+  say(fmt::format("child {}", child));
+}
+
+int play(const std::string& what) {
+  auto launch = find_launch({}, process_environment());
+  if (!launch) report(launch.error());
+  if (const char* agent = std::getenv("AGENT")) launch->agent_store = std::string(agent) == "1";
+  const bool victim = launch->rank == number("VICTIM", -1);
+  const int64_t timeout_ns = number("WAIT_MS", 60'000) * int64_t{1'000'000};
+  auto group = join(*launch, number("JOIN_MS", 30'000));
+  const auto wait = [&] { return Deadline::after(timeout_ns); };
+
+  if (what == "leave") {
+    report_unless(group->finalize(wait()));
+  } else if (what == "barrier") {
+    if (victim) sleep_for_ever();
+    report_unless(group->barrier(wait()));
+  } else if (what == "barriers") {
+    for (;;) {
+      report_unless(group->barrier(wait()));
+      say("passed");
+    }
+  } else if (what == "share") {
+    if (victim) sleep_for_ever();
+    auto memory = group->share("weights", 1 << 20, wait());
+    if (!memory) report(memory.error());
+  } else if (what == "exchange") {
+    if (victim) sleep_for_ever();
+    auto all = group->exchange("payload", wait());
+    if (!all) report(all.error());
+  } else if (what == "fork") {
+    if (victim) {
+      leave_a_child();
+      sleep_for_ever();
+    }
+    report_unless(group->barrier(wait()));
+  } else if (what == "abort") {
+    report_unless(group->barrier(wait()));
+    if (victim) {
+      group->abort("the disk is full");
+      _exit(1);
+    }
+    report_unless(group->barrier(wait()));
+  } else if (what == "again") {
+    for (int i = 0; i < 3; ++i) {
+      report_unless(group->barrier(wait()));
+      report_unless(group->finalize(wait()));
+      group.reset();
+      group = join(*launch, 30'000);
+    }
+    report_unless(group->finalize(wait()));
+  }
+  say("done");
+  return 0;
+}
+
+// --- The test ---------------------------------------------------------------------------------
+
+std::string own_loopback() {
+  static int count = 0;
+  return fmt::format("127.{}.{}.{}", 1 + (getpid() >> 8) % 250, getpid() % 250, 1 + count++ % 250);
+}
+
+// A started rank; killed with its owner.
+class RankProcess {
+ public:
+  RankProcess(const std::string& what, const std::map<std::string, std::string>& variables) {
+    int ends[2];
+    EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
+    output_ = Descriptor(ends[0]);
+    const Descriptor input(ends[1]);
+    std::vector<std::string> settings;
+    for (char** entry = environ; *entry != nullptr; ++entry) settings.emplace_back(*entry);
+    for (const auto& [name, value] : variables) settings.push_back(name + "=" + value);
+    std::vector<char*> environment;
+    for (std::string& setting : settings) environment.push_back(setting.data());
+    environment.push_back(nullptr);
+    std::string program = "/proc/self/exe", mode = "rank", scenario = what;
+    char* arguments[] = {program.data(), mode.data(), scenario.data(), nullptr};
+    posix_spawn_file_actions_t actions;
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, input.get(), STDOUT_FILENO);
+    EXPECT_EQ(posix_spawn(&pid_, program.c_str(), &actions, nullptr, arguments, environment.data()),
+              0);
+    posix_spawn_file_actions_destroy(&actions);
+  }
+  ~RankProcess() {
+    signal(SIGKILL);
+    wait();
+  }
+  RankProcess(RankProcess&&) = delete;
+
+  pid_t pid() const { return pid_; }
+  void signal(int number) const {
+    if (pid_ > 0) kill(pid_, number);
+  }
+  void wait() {
+    if (pid_ > 0) waitpid(pid_, nullptr, 0);
+    pid_ = -1;
+  }
+  void kill_and_wait() {
+    signal(SIGKILL);
+    wait();
+  }
+
+  // The next line that begins with `start`; what lies before is skipped.
+  std::string expect(const std::string& start, int64_t patience_ns = kPatience) {
+    const Deadline deadline = Deadline::after(patience_ns);
+    std::string before;
+    for (;;) {
+      const auto line = next_line(deadline);
+      if (!line) {
+        ADD_FAILURE() << "no line \"" << start << "...\" of process " << pid_ << ", but:\n"
+                      << before;
+        return "";
+      }
+      if (line->starts_with(start)) return *line;
+      before += *line + "\n";
+    }
+  }
+
+  struct Failure {
+    Code code = Code::kOk;
+    int rank = -1;
+    std::string message;
+  };
+  Failure expect_error(int64_t patience_ns = kPatience) {
+    const std::string line = expect("error ", patience_ns);
+    Failure failure;
+    int code = 0, length = 0;
+    if (std::sscanf(line.c_str(), "error %d %d %n", &code, &failure.rank, &length) < 2)
+      return failure;
+    failure.code = static_cast<Code>(code);
+    failure.message = line.substr(static_cast<size_t>(length));
+    return failure;
+  }
+
+ private:
+  std::optional<std::string> next_line(Deadline deadline) {
+    for (;;) {
+      const size_t end = buffer_.find('\n');
+      if (end != buffer_.npos) {
+        std::string line = buffer_.substr(0, end);
+        buffer_.erase(0, end + 1);
+        return line;
+      }
+      pollfd entry{output_.get(), POLLIN, 0};
+      if (poll(&entry, 1, deadline.poll_ms()) <= 0) return std::nullopt;
+      char bytes[4096];
+      const ssize_t got = read(output_.get(), bytes, sizeof bytes);
+      if (got <= 0) return std::nullopt;
+      buffer_.append(bytes, static_cast<size_t>(got));
+    }
+  }
+
+  pid_t pid_ = -1;
+  Descriptor output_;
+  std::string buffer_;
+};
+
+class CommGroup : public testing::Test {
+ protected:
+  using Variables = std::map<std::string, std::string>;
+
+  RankProcess& start(const std::string& what, int rank, int world, const Variables& more = {}) {
+    Variables variables = {{"RANK", std::to_string(rank)},
+                           {"WORLD_SIZE", std::to_string(world)},
+                           {"LOCAL_RANK", std::to_string(rank)},
+                           {"LOCAL_WORLD_SIZE", std::to_string(world)},
+                           {"MASTER_ADDR", host_},
+                           {"MASTER_PORT", std::to_string(kPort)},
+                           {"TORCHELASTIC_RUN_ID", "test"}};
+    for (const auto& [name, value] : more) variables[name] = value;
+    return processes_.emplace_back(what, variables);
+  }
+
+  // All ranks of a world, joined.
+  std::vector<RankProcess*> start_world(const std::string& what, int world,
+                                        const Variables& more = {}) {
+    std::vector<RankProcess*> ranks;
+    for (int rank = 0; rank < world; ++rank) ranks.push_back(&start(what, rank, world, more));
+    for (RankProcess* rank : ranks) rank->expect("joined");
+    return ranks;
+  }
+
+  // Kills `victim` of four and expects the others to say so within two seconds.
+  void expect_death_to_be_told(const std::string& what, int victim) {
+    const auto ranks = start_world(what, 4, {{"VICTIM", std::to_string(victim)}});
+    RankProcess& dead = *ranks[static_cast<size_t>(victim)];
+    const std::string name = fmt::format("rank {} (pid {}) died", victim, dead.pid());
+    const Deadline end = Deadline::after(2 * kSecond);
+    dead.kill_and_wait();
+    for (RankProcess* rank : ranks) {
+      if (rank == &dead) continue;
+      const auto failure = rank->expect_error(end.left_ns());
+      EXPECT_EQ(failure.code, Code::kCommPeerLost);
+      EXPECT_EQ(failure.rank, victim);
+      EXPECT_EQ(failure.message, name);
+    }
+  }
+
+  const std::string host_ = own_loopback();
+  std::list<RankProcess> processes_;
+};
+
+TEST_F(CommGroup, JoinsAndLeaves) {
+  const auto ranks = start_world("leave", 4);
+  for (RankProcess* rank : ranks) rank->expect("done");
+}
+
+TEST_F(CommGroup, ADeathInABarrierIsTold) { expect_death_to_be_told("barrier", 2); }
+TEST_F(CommGroup, TheDeathOfRankZeroIsTold) { expect_death_to_be_told("barrier", 0); }
+TEST_F(CommGroup, ADeathInAnExchangeIsTold) { expect_death_to_be_told("exchange", 3); }
+TEST_F(CommGroup, ADeathWhileAllWaitForMemoryIsTold) { expect_death_to_be_told("share", 0); }
+TEST_F(CommGroup, ADeathWhileAllAgreeOnMemoryIsTold) { expect_death_to_be_told("share", 1); }
+
+// Its sockets stay open in the child: the end of the process itself is seen.
+TEST_F(CommGroup, ADeathIsToldEvenIfAChildOfTheDeadLives) {
+  const auto ranks = start_world("fork", 2, {{"VICTIM", "1"}});
+  const std::string line = ranks[1]->expect("child ");
+  ranks[1]->kill_and_wait();
+  const auto failure = ranks[0]->expect_error(2 * kSecond);
+  EXPECT_EQ(failure.code, Code::kCommPeerLost);
+  EXPECT_EQ(failure.rank, 1);
+  kill(std::stoi(line.substr(6)), SIGKILL);
+}
+
+TEST_F(CommGroup, AReasonIsToldInsteadOfADeath) {
+  const auto ranks = start_world("abort", 4, {{"VICTIM", "1"}});
+  const std::string name =
+      fmt::format("rank 1 (pid {}) gave up: the disk is full", ranks[1]->pid());
+  for (const int rank : {0, 2, 3}) {
+    const auto failure = ranks[static_cast<size_t>(rank)]->expect_error(2 * kSecond);
+    EXPECT_EQ(failure.code, Code::kCommAborted);
+    EXPECT_EQ(failure.message, name);
+  }
+}
+
+TEST_F(CommGroup, AStoppedRankIsNamedAtTheDeadlineAndHearsItAfterwards) {
+  const auto ranks = start_world("barriers", 3, {{"WAIT_MS", "1000"}});
+  for (RankProcess* rank : ranks) rank->expect("passed");
+  ranks[1]->signal(SIGSTOP);
+  const std::string name =
+      fmt::format("rank 1 (pid {}) did not arrive at a barrier", ranks[1]->pid());
+  for (const size_t rank : {size_t{0}, size_t{2}}) {
+    const auto failure = ranks[rank]->expect_error(4 * kSecond);
+    EXPECT_EQ(failure.code, Code::kCommTimeout);
+    EXPECT_EQ(failure.rank, 1);
+    EXPECT_THAT(failure.message, HasSubstr(name));
+  }
+  ranks[1]->signal(SIGCONT);
+  EXPECT_EQ(ranks[1]->expect_error(2 * kSecond).code, Code::kCommTimeout);
+}
+
+TEST_F(CommGroup, AShortStopIsNoFault) {
+  const auto ranks = start_world("barriers", 2, {{"WAIT_MS", "20000"}});
+  for (RankProcess* rank : ranks) rank->expect("passed");
+  ranks[1]->signal(SIGSTOP);
+  int status = 0;
+  waitpid(ranks[1]->pid(), &status, WUNTRACED);  // it has stopped
+  ranks[1]->signal(SIGCONT);
+  for (int i = 0; i < 1000; ++i) ranks[0]->expect("passed");
+}
+
+TEST_F(CommGroup, AGroupIsMadeAgainInTheSameProcesses) {
+  const auto ranks = start_world("again", 3);
+  for (RankProcess* rank : ranks) rank->expect("done");
+}
+
+TEST_F(CommGroup, ADeathWhileJoiningIsTold) {
+  RankProcess& first = start("leave", 0, 3);
+  RankProcess& second = start("leave", 1, 3);
+  first.expect("log rank 0: met rank 1");
+  const std::string name = fmt::format("rank 1 (pid {}) died while joining", second.pid());
+  second.kill_and_wait();
+  const auto failure = first.expect_error(2 * kSecond);
+  EXPECT_EQ(failure.code, Code::kCommPeerLost);
+  EXPECT_EQ(failure.rank, 1);
+  EXPECT_EQ(failure.message, name);
+}
+
+TEST_F(CommGroup, TheDeathOfRankZeroWhileJoiningIsTold) {
+  RankProcess& first = start("leave", 0, 4);
+  RankProcess& second = start("leave", 1, 4);
+  RankProcess& third = start("leave", 2, 4);
+  second.expect("log rank 1: met rank 0");
+  third.expect("log rank 2: met rank 0");
+  first.kill_and_wait();
+  for (RankProcess* rank : {&second, &third}) {
+    const auto failure = rank->expect_error(2 * kSecond);
+    EXPECT_EQ(failure.code, Code::kCommPeerLost);
+    EXPECT_THAT(failure.message, AllOf(HasSubstr("rank 0"), HasSubstr("died while joining")));
+  }
+}
+
+TEST_F(CommGroup, ARankThatNeverComesIsNamed) {
+  std::vector<RankProcess*> ranks;
+  for (const int rank : {0, 1, 3}) ranks.push_back(&start("leave", rank, 4, {{"JOIN_MS", "1500"}}));
+  for (RankProcess* rank : ranks) {
+    const auto failure = rank->expect_error(5 * kSecond);
+    EXPECT_EQ(failure.code, Code::kCommTimeout);
+    EXPECT_EQ(failure.rank, 2);
+    EXPECT_THAT(failure.message,
+                HasSubstr("rank 2 did not join within the deadline: seen 0, 1, 3"));
+  }
+}
+
+TEST_F(CommGroup, ARankStartedTwiceIsNamedWithBothProcesses) {
+  RankProcess& one = start("leave", 1, 3);
+  RankProcess& other = start("leave", 1, 3);
+  RankProcess& zero = start("leave", 0, 3);
+  for (RankProcess* rank : {&zero, &one, &other}) {
+    const auto failure = rank->expect_error();
+    EXPECT_EQ(failure.code, Code::kMismatch);
+    EXPECT_EQ(failure.rank, 1);
+    EXPECT_EQ(failure.message,
+              fmt::format("rank 1 was started twice: pids {} and {}",
+                          std::min(one.pid(), other.pid()), std::max(one.pid(), other.pid())));
+  }
+}
+
+TEST_F(CommGroup, RankZeroStartedTwiceFindsItsPortTaken) {
+  start("leave", 0, 2);
+  ASSERT_TRUE(TcpStoreClient::connect(host_, kPort, Deadline::after(kPatience)));  // it serves
+  const auto failure = start("leave", 0, 2).expect_error();
+  EXPECT_EQ(failure.code, Code::kExists);
+  EXPECT_THAT(failure.message, HasSubstr("the port is taken"));
+}
+
+TEST_F(CommGroup, DifferentWorldSizesAreNamed) {
+  RankProcess& zero = start("leave", 0, 4);
+  RankProcess& four = start("leave", 4, 5);
+  for (RankProcess* rank : {&zero, &four}) {
+    const auto failure = rank->expect_error();
+    EXPECT_EQ(failure.code, Code::kMismatch);
+    EXPECT_EQ(
+        failure.message,
+        fmt::format("rank 0 (pid {}) was started with a world size of 4, rank 4 (pid {}) with 5",
+                    zero.pid(), four.pid()));
+  }
+}
+
+TEST_F(CommGroup, TheSameLocalRankTwiceIsNamed) {
+  RankProcess& zero = start("leave", 0, 2);
+  RankProcess& one = start("leave", 1, 2, {{"LOCAL_RANK", "0"}});
+  for (RankProcess* rank : {&zero, &one}) {
+    const auto failure = rank->expect_error();
+    EXPECT_EQ(failure.code, Code::kMismatch);
+    EXPECT_EQ(failure.message,
+              fmt::format("rank 0 (pid {}) and rank 1 (pid {}) both have local rank 0", zero.pid(),
+                          one.pid()));
+  }
+}
+
+TEST_F(CommGroup, ATakenPortIsNamedByRankZero) {
+  const auto other = TcpStoreServer::start(host_, kPort);
+  ASSERT_TRUE(other);
+  const auto failure = start("leave", 0, 2).expect_error();
+  EXPECT_EQ(failure.code, Code::kExists);
+  EXPECT_THAT(failure.message, AllOf(HasSubstr(host_ + ":29500"), HasSubstr("the port is taken")));
+}
+
+TEST_F(CommGroup, WithoutAStoreTheDeadlineSaysSo) {
+  const auto failure = start("leave", 1, 2, {{"JOIN_MS", "300"}}).expect_error();
+  EXPECT_EQ(failure.code, Code::kTimeout);
+  EXPECT_THAT(failure.message,
+              AllOf(HasSubstr(host_ + ":29500"), HasSubstr("nothing listens there")));
+}
+
+TEST_F(CommGroup, StrangersAtThePortDoNotDisturbTheJoin) {
+  RankProcess& zero = start("leave", 0, 2);
+  std::vector<Descriptor> strangers;
+  for (const char* bytes :
+       {"GET / HTTP/1.1\r\n\r\n", "\x7f\x7f\x7f\x7f", "", "\x01\xff\xff\xff\xff\xff\xff\xff\xff"}) {
+    const auto addresses = resolve(host_, kPort);
+    ASSERT_TRUE(addresses);
+    const Deadline end = Deadline::after(kPatience);
+    auto socket = connect_tcp((*addresses)[0], end);
+    while (!socket && !end.passed()) socket = connect_tcp((*addresses)[0], end);
+    ASSERT_TRUE(socket) << socket.error().message();
+    (void)send_all(socket->get(), bytes, end);
+    strangers.push_back(std::move(*socket));
+  }
+  RankProcess& one = start("leave", 1, 2);
+  zero.expect("done");
+  one.expect("done");
+}
+
+// As torchrun's agent keeps its store over restarts.
+class CommGroupWithAgent : public CommGroup {
+ protected:
+  CommGroupWithAgent() {
+    auto server = TcpStoreServer::start(host_, kPort);
+    EXPECT_TRUE(server);
+    agent_ = std::move(*server);
+    auto store = TcpStoreClient::connect(host_, kPort, Deadline::after(kPatience));
+    EXPECT_TRUE(store);
+    store_ = std::move(*store);
+  }
+  void leave_entry(const std::string& entry) {
+    const auto count = store_->add("/amxtrain/test/entries", 1, Deadline::after(kPatience));
+    ASSERT_TRUE(count);
+    ASSERT_TRUE(store_->set(fmt::format("/amxtrain/test/entry/{}", *count), entry,
+                            Deadline::after(kPatience)));
+  }
+  const Variables agent_variables_ = {{"AGENT", "1"}};
+  std::unique_ptr<TcpStoreServer> agent_;
+  std::unique_ptr<TcpStoreClient> store_;
+};
+
+TEST_F(CommGroupWithAgent, EntriesOfKilledAttemptsAreNotUsed) {
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    RankProcess& zero = start("leave", 0, 3, agent_variables_);
+    RankProcess& one = start("leave", 1, 3, agent_variables_);
+    zero.expect("log rank 0: met rank 1");
+    one.kill_and_wait();
+    zero.kill_and_wait();
+  }
+  const auto killed = start_world("barrier", 3, {{"AGENT", "1"}, {"VICTIM", "0"}});
+  for (RankProcess* rank : killed) rank->kill_and_wait();
+  const auto ranks = start_world("leave", 3, agent_variables_);
+  for (RankProcess* rank : ranks) rank->expect("done");
+}
+
+TEST_F(CommGroupWithAgent, UnreadableEntriesAreNotUsed) {
+  leave_entry("");
+  leave_entry("amxtrain");
+  leave_entry("amxtrain protocol=1 rank=zero world=2 pid=1 nonce=00");
+  leave_entry("amxtrain protocol=1 rank=0 world=2 pid=1 nonce=" + std::string(32, 'x'));
+  leave_entry(std::string(100'000, 'a'));
+  ASSERT_TRUE(store_->add("/amxtrain/test/entries", 3,
+                          Deadline::after(kPatience)));  // numbers without entries
+  const auto ranks = start_world("leave", 2, agent_variables_);
+  for (RankProcess* rank : ranks) rank->expect("done");
+}
+
+TEST_F(CommGroupWithAgent, AnEntryOfAnotherMachineIsIgnoredWhenItIsOld) {
+  leave_entry("amxtrain protocol=1 rank=1 world=2 pid=7 nonce=" + std::string(32, '7') +
+              " machine=other host=elsewhere build=x");
+  const auto ranks = start_world("leave", 2, agent_variables_);
+  for (RankProcess* rank : ranks) rank->expect("done");
+}
+
+TEST_F(CommGroupWithAgent, ARankOnAnotherMachineIsRefusedByName) {
+  leave_entry("amxtrain protocol=1 rank=1 world=2 pid=7 nonce=" + std::string(32, '7') +
+              " machine=other host=elsewhere build=x");
+  const auto failure = start("leave", 0, 2, agent_variables_).expect_error();
+  EXPECT_EQ(failure.code, Code::kUnsupported);
+  EXPECT_EQ(failure.rank, 1);
+  EXPECT_THAT(failure.message, AllOf(HasSubstr("rank 1 (pid 7)"), HasSubstr("'elsewhere'"),
+                                     HasSubstr("several nodes")));
+}
+
+TEST_F(CommGroupWithAgent, TheAgentsStoreStaysUsable) {
+  const auto ranks = start_world("again", 2, agent_variables_);
+  for (RankProcess* rank : ranks) rank->expect("done");
+  EXPECT_EQ(agent_->dropped(), 0);
+  EXPECT_TRUE(store_->key_count(Deadline::after(kPatience)));
+}
+
+}  // namespace
+}  // namespace amxt::comm
+
+int main(int argc, char** argv) {
+  if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return amxt::comm::play(argv[2]);
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
