@@ -7,10 +7,7 @@
 
 #include "base/text.h"
 #include "checkpoint/agreement.h"
-#if __has_include("checkpoint/export_model.h")
 #include "checkpoint/export_model.h"
-#define AMXT_EXPORT_LANDED
-#endif
 #include "checkpoint/load_model.h"
 #include "checkpoint/resume.h"
 #include "checkpoint/save.h"
@@ -167,15 +164,8 @@ Status TrainerOf<E>::export_model(const std::string& directory, const CallLimits
 template <typename E>
 Status TrainerOf<E>::export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) {
   AMXT_TRY(require_ready());
-#ifndef AMXT_EXPORT_LANDED
-  (void)directory;
-  (void)model_directory;
-  (void)limits;
-  return Error(Code::kUnsupported, "export has not landed yet");
-#else
   return checkpoint::export_model(directory, model_directory.empty() ? parts_.setup.model->path() : model_directory, config(), *parameters_, group(),
                                   parts_.setup.progress, limits.deadline, limits.cancel);
-#endif
 }
 
 template <typename E>
