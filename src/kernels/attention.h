@@ -36,7 +36,8 @@ void attention_backward(ThreadPool& pool, Isa isa, const AttentionShape& shape, 
                         int64_t ldo, const float* lse, const E* dout, int64_t lddo, E* dq,
                         int64_t lddq, E* dk, int64_t lddk, E* dv, int64_t lddv, void* scratch);
 
-// For both directions; grows with T x C and threads, not with T x T.
+// For both directions on a pool of `threads`; grows with H T and with T C per thread, not with T x T. Backward takes one pass over
+// the blocks where the kv heads keep the threads busy, and two (dK and dV, then dQ) with 7/5 of the work where they don't.
 int64_t attention_scratch_bytes(const AttentionShape& shape, int threads);
 
 // Scalar truth, O(T^2) time, fp32.
