@@ -5,11 +5,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-library=${2:-build/release/lib/libamxtrain.so}
+library=$(realpath "${2:-build/release/lib/libamxtrain.so}")
 baseline=abi/libamxtrain.abi
 describe() {
-  abidw --headers-dir include --drop-private-types --no-corpus-path --no-comp-dir-path --no-show-locs \
-    --no-load-undefined-interfaces --type-id-style hash "$library"
+  abidw --headers-dir include --drop-private-types --exported-interfaces-only --no-elf-needed \
+    --no-corpus-path --no-comp-dir-path --no-show-locs --type-id-style hash "$library"
 }
 
 case ${1:-} in
