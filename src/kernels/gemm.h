@@ -1,13 +1,16 @@
 // Matrix products of a linear layer: forward, gradient of the input, gradient of the weight.
 //
-// All matrices are row-major; ld* is the distance between rows in elements. E is float or bf16 (activations and weights);
-// sums are in fp32. Legend: T tokens, N output features, K input features.
+// All matrices are row-major; ld* is the distance between rows in elements. E is float or bf16
+// (activations and weights); sums are in fp32. Legend: T tokens, N output features, K input
+// features.
 //
-// What a result may depend on: an element of Y depends on its row of X and its row of W only; an element of dX on its row of dY
-// and all of W; an element of dW on its column of dY, its column of X and what it is added to. Never on the number of threads, nor
-// on which other rows or columns the call computes: work is cut in blocks that the shape alone fixes. So that owners of different
-// row ranges, at any world size, get the bits that one owner of all rows would get wherever the implementation adds in one order
-// (`one_order()`); the others still repeat their own bits from run to run and from thread count to thread count.
+// What a result may depend on: an element of Y depends on its row of X and its row of W only; an
+// element of dX on its row of dY and all of W; an element of dW on its column of dY, its column of
+// X and what it is added to. Never on the number of threads, nor on which other rows or columns the
+// call computes: work is cut in blocks that the shape alone fixes. So that owners of different row
+// ranges, at any world size, get the bits that one owner of all rows would get wherever the
+// implementation adds in one order (`one_order()`); the others still repeat their own bits from run
+// to run and from thread count to thread count.
 #pragma once
 
 #include <cstdint>
@@ -28,23 +31,33 @@ struct GemmCandidate {
   std::string skipped_because;
 };
 
+// Methods are called by one thread at a time, like ThreadPool::run. The first call with a shape may
+// take scratch; later ones with it allocate nothing of ours. A sum over no elements is 0. The only
+// failures are memory and, in oneDNN, what its message says.
 template <typename E>
 class Gemm {
  public:
-  // Takes the first implementation of the ordered list that `isa` and the machine allow. `pool` outlives the object.
+  // Takes the first implementation of the ordered list that `isa` and the machine allow. `pool`
+  // outlives the object.
   static Result<std::unique_ptr<Gemm<E>>> create(ThreadPool* pool, Isa isa);
   virtual ~Gemm() = default;
 
   // Y[T,N] = X[T,K] W[N,K]^T. Y is E, or float (logits) in the second form.
-  virtual Status forward(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w, int64_t ldw, E* y, int64_t ldy) = 0;
-  virtual Status forward_float(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w, int64_t ldw, float* y, int64_t ldy) = 0;
+  virtual Status forward(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w,
+                         int64_t ldw, E* y, int64_t ldy) = 0;
+  virtual Status forward_float(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w,
+                               int64_t ldw, float* y, int64_t ldy) = 0;
 
   // dX[T,K] = dY[T,N] W[N,K] (+ dX when accumulate, fp32 only: the form with E stores once).
-  virtual Status grad_input(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* w, int64_t ldw, E* dx, int64_t lddx) = 0;
-  virtual Status grad_input_float(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* w, int64_t ldw, float* dx, int64_t lddx, bool accumulate) = 0;
+  virtual Status grad_input(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* w,
+                            int64_t ldw, E* dx, int64_t lddx) = 0;
+  virtual Status grad_input_float(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy,
+                                  const E* w, int64_t ldw, float* dx, int64_t lddx,
+                                  bool accumulate) = 0;
 
   // dW[N,K] = dY[T,N]^T X[T,K] (+ dW when accumulate).
-  virtual Status grad_weight(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x, int64_t ldx, float* dw, int64_t lddw, bool accumulate) = 0;
+  virtual Status grad_weight(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x,
+                             int64_t ldx, float* dw, int64_t lddw, bool accumulate) = 0;
 
   // The ordered list with reasons; the taken one has an empty reason.
   const std::vector<GemmCandidate>& candidates() const { return candidates_; }
@@ -59,11 +72,14 @@ class Gemm {
 
 // Plain scalar truth for tests: sums in fp32, in order of the contracted index.
 template <typename E>
-void gemm_forward_ref(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w, int64_t ldw, float* y, int64_t ldy);
+void gemm_forward_ref(int64_t T, int64_t N, int64_t K, const E* x, int64_t ldx, const E* w,
+                      int64_t ldw, float* y, int64_t ldy);
 template <typename E>
-void gemm_grad_input_ref(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* w, int64_t ldw, float* dx, int64_t lddx, bool accumulate);
+void gemm_grad_input_ref(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* w,
+                         int64_t ldw, float* dx, int64_t lddx, bool accumulate);
 template <typename E>
-void gemm_grad_weight_ref(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x, int64_t ldx, float* dw, int64_t lddw, bool accumulate);
+void gemm_grad_weight_ref(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x,
+                          int64_t ldx, float* dw, int64_t lddw, bool accumulate);
 
 // oneDNN, opened at run time: "3.13.0", or why it could not be opened.
 struct OnednnInfo {

@@ -75,8 +75,9 @@ class FmaGemm final : public Gemm<E> {
     }
   }
 
-  // The block [rows] x [columns] of C over all of P. It is summed in `scratch`: rows of a wide C fall into one set of the
-  // first-level cache, more of them than it has ways (a fifth of the speed at 2048 columns).
+  // The block [rows] x [columns] of C over all of P. It is summed in `scratch`: rows of a wide C
+  // fall into one set of the first-level cache, more of them than it has ways (a fifth of the speed
+  // at 2048 columns).
   template <typename C>
   void block(int64_t row, int64_t row_end, int64_t column, int64_t column_end, int64_t P,
              const Operand<E>& a, const Operand<E>& b, C* c, int64_t ldc, bool accumulate,

@@ -58,7 +58,8 @@ void transpose(__m512 (&r)[kLanes]) {
   }
 }
 
-// `lanes` columns of a panel, from rows that run along p; zeros from row `count` on. Reads no row beyond `lanes`.
+// `lanes` columns of a panel, from rows that run along p; zeros from row `count` on. Reads no row
+// beyond `lanes`.
 template <typename E>
 void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, const E* from,
                 int64_t ld, float* to) {
@@ -81,7 +82,8 @@ void pack_along(int64_t width, int64_t count, int64_t lanes, int64_t depth, cons
   }
 }
 
-// One row of the source is read to its end before the next: it is contiguous, and the panels wait in the second-level cache.
+// One row of the source is read to its end before the next: it is contiguous, and the panels wait
+// in the second-level cache.
 template <typename E>
 void pack_across(int64_t width, int64_t count, int64_t depth, const E* from, int64_t ld,
                  float* to) {

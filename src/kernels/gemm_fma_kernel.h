@@ -1,4 +1,5 @@
-// What an instruction set provides for the packed fp32 product of gemm_fma.h. Light: the files with wider flags include it.
+// What an instruction set provides for the packed fp32 product of gemm_fma.h. Light: the files with
+// wider flags include it.
 #pragma once
 
 #include <cstdint>
@@ -7,18 +8,19 @@
 
 namespace amxt::kernels {
 
-// How an operand lies in memory: element (i, p) at [i * ld + p] (along) or at [p * ld + i] (across).
+// How an operand lies in memory: element (i, p) at [i * ld + p] (along) or at [p * ld + i]
+// (across).
 enum class Lay { kAlong, kAcross };
 
 // One instruction set's part.
 struct FmaKernel {
   const char* name;
-  int64_t rows, columns;  // register tile
-  int64_t block_rows, block_columns,
-      depth;  // block of C of one task, and of P between two visits of C
+  int64_t rows, columns;              // register tile
+  int64_t block_rows, block_columns;  // of C, in one task
+  int64_t depth;                      // of P, between two visits of C
 
-  // The panels of `count` rows of A (columns of B): panel q holds element (q * width + i, p) at [q * width * depth + p * width + i],
-  // 0 where there is none. width is `rows` or `columns`.
+  // The panels of `count` rows of A (columns of B), width = `rows` (`columns`): panel q starts at
+  // q * width * depth and holds element (q * width + i, p) at p * width + i, 0 where there is none.
   void (*pack_float)(Lay lay, int64_t width, int64_t count, int64_t depth, const float* from,
                      int64_t ld, float* to);
   void (*pack_bf16)(Lay lay, int64_t width, int64_t count, int64_t depth, const bf16* from,

@@ -30,7 +30,8 @@ namespace {
 enum class Product : int64_t { kForward, kGradInput, kGradWeight };
 constexpr const char* kProductNames[] = {"forward", "grad_input", "grad_weight"};
 
-// C[M,N] (+)= A[M,P] B[P,N]; A runs along p, B is [P,N], or [N,P] for the forward product. dW's A is dY in memory, [P,M].
+// C[M,N] (+)= A[M,P] B[P,N]; A runs along p, B is [P,N], or [N,P] for the forward product. dW's A
+// is dY in memory, [P,M].
 struct Problem {
   Product product;
   int64_t M, N, P, lda, ldb, ldc;
@@ -49,14 +50,16 @@ struct Problem {
 
 constexpr int64_t kTileDepth = 32;  // of P, in one tile
 
-// A is brought into scratch first: dY for dW is transposed there; and where tiles reach beyond P, zeros stand behind the rows.
-// oneDNN reads there what lies behind a row (up to 30 elements, if the row distance allows) and multiplies it by zero: NaN and
-// infinities of others would get into the result.
+// A is brought into scratch first: dY for dW is transposed there; and where tiles reach beyond P,
+// zeros stand behind the rows. oneDNN reads there what lies behind a row (up to 30 elements, if the
+// row distance allows) and multiplies it by zero: NaN and infinities of others would get into the
+// result.
 bool prepares_a(const Problem& problem) {
   return problem.product == Product::kGradWeight || problem.P % kTileDepth != 0;
 }
 
-// Distance between prepared rows: whole tiles, and an odd number of cache lines, so that 16 rows fall into 16 sets.
+// Distance between prepared rows: whole tiles, and an odd number of cache lines, so that 16 rows
+// fall into 16 sets.
 int64_t prepared_ld(int64_t depth) {
   return (depth + kTileDepth - 1) / kTileDepth * kTileDepth | kTileDepth;
 }
@@ -69,14 +72,16 @@ struct Blocks {
 int64_t half(int64_t side) { return (side / 2 + 63) / 64 * 64; }
 int64_t blocks_in(int64_t whole, int64_t block) { return (whole + block - 1) / block; }
 
-// About `block` long, but no short one at the end: oneDNN adds in another order in blocks of one row or column.
+// About `block` long, but no short one at the end: oneDNN adds in another order in blocks of one
+// row or column.
 int64_t even(int64_t whole, int64_t block) {
   const int64_t share = blocks_in(whole, blocks_in(whole, block));
   return std::min(block, (share + 15) / 16 * 16);
 }
 
-// All rows, so that no two blocks convert the same part of B to the tiles' layout; as few columns as cost little (one thread,
-// T = 512: 1024 columns instead give -5 to +5%, fewer rows -15 to -25%). Small problems are cut on for some threads to share.
+// All rows, so that no two blocks convert the same part of B to the tiles' layout; as few columns
+// as cost little (one thread, T = 512: 1024 columns instead give -5 to +5%, fewer rows -15 to
+// -25%). Small problems are cut on for some threads to share.
 Blocks blocks_of(const Problem& problem) {
   constexpr int64_t kLeastBlocks = 4, kLeastSide = 256;
   const int64_t columns = problem.product == Product::kForward ? 256 : 512;
@@ -108,7 +113,8 @@ struct Handles {
   dnnl_memory_t a = nullptr, b = nullptr, c = nullptr, scratch = nullptr;
 };
 
-// One shape of block: its primitive, and for each thread the memory objects that carry the pointers of a call.
+// One shape of block: its primitive, and for each thread the memory objects that carry the pointers
+// of a call.
 struct Piece {
   dnnl_primitive_t primitive = nullptr;
   int64_t scratch_bytes = 0;
@@ -273,7 +279,7 @@ class OnednnGemm final : public Gemm<bf16> {
     // A model has some tens of shapes; a bound in case that a host feeds ever new ones.
     constexpr size_t kMostPlans = 512;
     if (plans_.size() >= kMostPlans) drop_plans();
-    api_.run_single_threaded();
+    const SingleThreaded alone(api_);
     Plan plan;
     plan.blocks = blocks_of(problem);
     int64_t scratch = 0;
@@ -375,7 +381,7 @@ class OnednnGemm final : public Gemm<bf16> {
     const int64_t across = blocks_in(problem.N, plan->blocks.columns);
     std::atomic<int> worst{dnnl_success};
     pool_->run(down * across, [&](int64_t task, int thread) {
-      api_.run_single_threaded();
+      const SingleThreaded alone(api_);
       const dnnl_status_t status = run_block(problem, *plan, task % down * plan->blocks.rows,
                                              task / down * plan->blocks.columns, thread, a, b, c);
       if (status != dnnl_success) worst.store(status, std::memory_order_relaxed);

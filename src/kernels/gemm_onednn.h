@@ -1,8 +1,10 @@
-// bf16 products by oneDNN's matmul, called from the pool's threads on blocks of the result that the shape alone fixes, one
-// thread each. dY is transposed into scratch before dW: oneDNN runs at half speed on a transposed first operand.
+// bf16 products by oneDNN's matmul, called from the pool's threads on blocks of the result that the
+// shape alone fixes, one thread each. dY is transposed into scratch before dW: oneDNN runs at half
+// speed on a transposed first operand.
 //
-// Seen, not promised by oneDNN: cutting rows or columns of the result changes no bit when the contracted side is a multiple of 32
-// and no side is 1. Cutting the contracted side does: the sum so far is added last.
+// Seen, not promised by oneDNN: cutting rows or columns of the result changes no bit when the
+// contracted side is a multiple of 32 and no side is 1. Cutting the contracted side does: the sum
+// so far is added last.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,5 @@
-// Scalar truth: one chain of fused multiply-adds per element, in order of the contracted index, that starts from what is there.
+// Scalar truth: one chain of fused multiply-adds per element, in order of the contracted index,
+// that starts from what is there.
 
 #include <cmath>
 

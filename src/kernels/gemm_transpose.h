@@ -1,4 +1,5 @@
-// Transposition of bf16 matrices, for products whose first operand must run along the contracted index.
+// Transposition of bf16 matrices, for products whose first operand must run along the contracted
+// index.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Blocks of 16 rows x 32 columns: a row of the block is one cache line and is touched once, since the rows of a wide matrix often
-// fall into one set of the first-level cache.
+// Blocks of 16 rows x 32 columns: a row of the block is one cache line and is touched once, since
+// the rows of a wide matrix often fall into one set of the first-level cache.
 
 #include <immintrin.h>
 
@@ -69,7 +69,8 @@ void transpose_block(int64_t rows, int64_t columns, const bf16* from, int64_t ld
   }
 }
 
-// Asks for what the next blocks touch. The hardware sees too many streams to follow; without this, 2-5 times as long.
+// Asks for what the next blocks touch. The hardware sees too many streams to follow; without this,
+// 2-5 times as long.
 void prefetch(int64_t rows, const bf16* from, int64_t ld_from, const bf16* to, int64_t ld_to) {
   for (int64_t i = 0; i < rows; ++i) {
     _mm_prefetch(reinterpret_cast<const char*>(from + i * ld_from + 2 * kColumns), _MM_HINT_T1);
@@ -79,7 +80,8 @@ void prefetch(int64_t rows, const bf16* from, int64_t ld_from, const bf16* to, i
 
 }  // namespace
 
-// Along the rows, 32 at a time: the source is read in order, and what is written is whole cache lines.
+// Along the rows, 32 at a time: the source is read in order, and what is written is whole cache
+// lines.
 void transpose_avx512(int64_t rows, int64_t columns, const bf16* from, int64_t ld_from, bf16* to,
                       int64_t ld_to) {
   for (int64_t row = 0; row < rows; row += 2 * kRows) {

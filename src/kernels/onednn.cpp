@@ -50,7 +50,8 @@ struct Library {
   Isa isa = Isa::kAvx2;
 };
 
-// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind RTLD_DEEPBIND.
+// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind
+// RTLD_DEEPBIND.
 constexpr int open_flags() {
 #if defined(AMXT_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   return RTLD_NOW | RTLD_LOCAL;
@@ -80,9 +81,13 @@ void open_library(Library* library) {
     info.reason = fmt::format("{} has no function {}", quote(info.path), missing);
     return;
   }
-  // Absent from a build of oneDNN without OpenMP: then it has to be a sequential one, whose products run in the caller.
+  // Absent from a build of oneDNN without OpenMP: then it has to be a sequential one, whose
+  // products run in the caller.
   table.omp_set_num_threads =
       reinterpret_cast<decltype(table.omp_set_num_threads)>(dlsym(handle, "omp_set_num_threads"));
+  table.omp_get_max_threads =
+      reinterpret_cast<decltype(table.omp_get_max_threads)>(dlsym(handle, "omp_get_max_threads"));
+  if (table.omp_get_max_threads == nullptr) table.omp_set_num_threads = nullptr;
   const dnnl_version_t* version = table.version();
   info.version = fmt::format("{}.{}.{}", version->major, version->minor, version->patch);
   if (version->major != DNNL_VERSION_MAJOR) {
@@ -134,13 +139,6 @@ Status fix_isa(Library* opened, Isa isa) {
 
 }  // namespace
 
-void Onednn::run_single_threaded() const {
-  thread_local bool done = false;
-  if (done) return;
-  if (omp_set_num_threads != nullptr) omp_set_num_threads(1);
-  done = true;
-}
-
 Result<const Onednn*> onednn(Isa isa) {
   if (isa < Isa::kAvx512Bf16) {
     return unsupported(fmt::format("the instruction set is {}", isa_name(isa)));
@@ -149,7 +147,7 @@ Result<const Onednn*> onednn(Isa isa) {
   if (!opened.info.loaded) return unsupported(opened.info.reason);
   const std::lock_guard lock(opened.mutex);
   if (!opened.isa_fixed) {
-    opened.table.run_single_threaded();
+    const SingleThreaded alone(opened.table);
     AMXT_TRY(fix_isa(&opened, isa));
     opened.isa_fixed = true;
     opened.isa = isa;

@@ -1,5 +1,6 @@
-// oneDNN, opened at run time: a table of its C functions, never a link dependency, so that a host's oneDNN is not taken for
-// ours nor ours for the host's. One copy, one engine and one instruction set cap per process.
+// oneDNN, opened at run time: a table of its C functions, never a link dependency, so that a host's
+// oneDNN is not taken for ours nor ours for the host's. One copy, one engine and one instruction
+// set cap per process.
 #pragma once
 
 #include <string>
@@ -45,15 +46,36 @@ struct Onednn {
 #define AMXT_DNNL_MEMBER(name) decltype(&::dnnl_##name) name = nullptr;
   AMXT_DNNL_FUNCTIONS(AMXT_DNNL_MEMBER)
 #undef AMXT_DNNL_MEMBER
+  // Null in a sequential build of oneDNN.
+  int (*omp_get_max_threads)() = nullptr;
   void (*omp_set_num_threads)(int) = nullptr;
   dnnl_engine_t engine = nullptr;
-
-  // One thread for the products that the calling thread prepares or runs. Kept by the OpenMP runtime for that thread alone.
-  void run_single_threaded() const;
 };
 
-// The open library. Its first caller fixes the instruction set for the process; kUnsupported, with the reason for the list of
-// candidates, when oneDNN can't be opened or has another instruction set.
+// While it lives, what the calling thread asks of oneDNN is prepared for and run on that thread
+// alone. The number is the calling thread's own in the OpenMP runtime, which may be the host's: it
+// gets its value back.
+class SingleThreaded {
+ public:
+  explicit SingleThreaded(const Onednn& api) : api_(api) {
+    if (api_.omp_set_num_threads == nullptr) return;
+    before_ = api_.omp_get_max_threads();
+    api_.omp_set_num_threads(1);
+  }
+  ~SingleThreaded() {
+    if (api_.omp_set_num_threads != nullptr) api_.omp_set_num_threads(before_);
+  }
+  SingleThreaded(const SingleThreaded&) = delete;
+  SingleThreaded& operator=(const SingleThreaded&) = delete;
+
+ private:
+  const Onednn& api_;
+  int before_ = 1;
+};
+
+// The open library. Its first caller fixes the instruction set for the process; kUnsupported, with
+// the reason for the list of candidates, when oneDNN can't be opened or has another instruction
+// set.
 Result<const Onednn*> onednn(Isa isa);
 
 // "success", "unimplemented", ...

@@ -35,7 +35,8 @@ constexpr Loop kLoops[] = {{"amx bf16", Isa::kAmx, true, peak_bf16_amx},
                            {"avx512 fp32", Isa::kAvx512, false, peak_fp32_avx512},
                            {"avx2 fp32", Isa::kAvx2, false, peak_fp32_avx2}};
 
-// Seconds from the first start to the last end of `work`, once on each thread of the pool at the same time.
+// Seconds from the first start to the last end of `work`, once on each thread of the pool at the
+// same time.
 template <typename Work>
 double seconds_of(ThreadPool& pool, Work work) {
   const int threads = pool.threads();

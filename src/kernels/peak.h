@@ -1,5 +1,6 @@
-// What the machine can do at best: products fed from registers and the first-level cache, and the memory's triad. The figures
-// that efficiencies are ratios to, so they are taken on random data: on zeros the same instructions run 20% faster.
+// What the machine can do at best: products fed from registers and the first-level cache, and the
+// memory's triad. The figures that efficiencies are ratios to, so they are taken on random data: on
+// zeros the same instructions run 20% faster.
 #pragma once
 
 #include <cstdint>

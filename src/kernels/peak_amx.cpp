@@ -20,7 +20,8 @@ struct alignas(64) TileConfig {
 double peak_bf16_amx(const void* data, int64_t rounds, float* sink) {
   constexpr int64_t kTile = 1024, kStep = 4 * kTile, kSteps = kPeakBytes / kStep;
   TileConfig config;
-  // GCC 12 takes _tile_loadconfig for something that reads no memory, and drops the stores that fill the structure.
+  // GCC 12 takes _tile_loadconfig for something that reads no memory, and drops the stores that
+  // fill the structure.
   __asm__ volatile("" : : "r"(&config) : "memory");
   _tile_loadconfig(&config);
   _tile_zero(0);

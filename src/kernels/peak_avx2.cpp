@@ -4,7 +4,8 @@
 
 namespace amxt::kernels {
 
-// The register tile of the product: 6 x 2 accumulators, two loads and six broadcasts for twelve multiply-adds.
+// The register tile of the product: 6 x 2 accumulators, two loads and six broadcasts for twelve
+// multiply-adds.
 double peak_fp32_avx2(const void* data, int64_t rounds, float* sink) {
   constexpr int kRows = 6, kLanes = 8, kStep = 2 * kLanes + kRows;
   constexpr int64_t kSteps = kPeakBytes / 4 / kStep;

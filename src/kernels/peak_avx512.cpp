@@ -4,7 +4,8 @@
 
 namespace amxt::kernels {
 
-// The register tile of the product: 14 x 2 accumulators, two loads and fourteen broadcasts for 28 multiply-adds.
+// The register tile of the product: 14 x 2 accumulators, two loads and fourteen broadcasts for 28
+// multiply-adds.
 double peak_fp32_avx512(const void* data, int64_t rounds, float* sink) {
   constexpr int kRows = 14, kLanes = 16, kStep = 3 * kLanes;
   constexpr int64_t kSteps = kPeakBytes / 4 / kStep;

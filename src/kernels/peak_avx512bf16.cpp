@@ -4,7 +4,8 @@
 
 namespace amxt::kernels {
 
-// 12 x 2 accumulators; each instruction multiplies 32 pairs. A pair of A is broadcast as one 32-bit word.
+// 12 x 2 accumulators; each instruction multiplies 32 pairs. A pair of A is broadcast as one 32-bit
+// word.
 double peak_bf16_avx512(const void* data, int64_t rounds, float* sink) {
   constexpr int kRows = 12, kWords = 16, kStep = 3 * kWords;
   constexpr int64_t kSteps = kPeakBytes / 4 / kStep;

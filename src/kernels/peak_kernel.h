@@ -8,8 +8,8 @@ namespace amxt::kernels {
 // Operands of one thread, in its first-level cache.
 constexpr int64_t kPeakBytes = 32 * 1024;
 
-// Multiplies and adds `rounds` times over kPeakBytes at `data` (64-byte aligned) and returns the floating-point operations of it.
-// *sink gets a value that depends on all of them.
+// Multiplies and adds `rounds` times over kPeakBytes at `data` (64-byte aligned) and returns the
+// floating-point operations of it. *sink gets a value that depends on all of them.
 using PeakLoop = double (*)(const void* data, int64_t rounds, float* sink);
 
 double peak_fp32_avx2(const void* data, int64_t rounds, float* sink);

@@ -41,7 +41,8 @@ std::unique_ptr<ThreadPool> pool_of(int threads) {
   return std::move(*pool);
 }
 
-// rows x columns in rows of `ld`; what lies between the rows is a canary in results and NaN in operands.
+// rows x columns in rows of `ld`; what lies between the rows is a canary in results and NaN in
+// operands.
 template <typename E>
 struct Matrix {
   int64_t rows, columns, ld;
@@ -197,7 +198,8 @@ bool same_bits(const Matrix<float>& x, const Matrix<float>& y) {
          std::memcmp(x.data.data(), y.data.data(), x.data.size() * sizeof(float)) == 0;
 }
 
-// Sum of |a||b| over the contracted index, and |start|, for one element: what rounding errors are relative to.
+// Sum of |a||b| over the contracted index, and |start|, for one element: what rounding errors are
+// relative to.
 template <typename E>
 double magnitude(const Case<E>& c, int64_t i, int64_t j) {
   double sum = accumulates(c.product) ? std::abs(c.start.at(i, j)) : 0;
@@ -209,8 +211,8 @@ double magnitude(const Case<E>& c, int64_t i, int64_t j) {
   return sum;
 }
 
-// Two sums of the same terms in different orders differ by at most 2 P u times the sum of magnitudes; a result stored as bf16
-// may round to the neighbour.
+// Two sums of the same terms in different orders differ by at most 2 P u times the sum of
+// magnitudes; a result stored as bf16 may round to the neighbour.
 template <typename E>
 void expect_close(const Case<E>& c, const Matrix<float>& got, const Matrix<float>& truth) {
   const double terms = static_cast<double>(Case<E>::contracted(c.product, c.problem)) + 1;
@@ -230,8 +232,8 @@ void expect_close(const Case<E>& c, const Matrix<float>& got, const Matrix<float
   }
 }
 
-// Every instruction set of this machine, the highest first: the first use fixes oneDNN's for the process, so that the lower one is
-// tested in a process of its own (OnednnTest).
+// Every instruction set of this machine, the highest first: the first use fixes oneDNN's for the
+// process, so that the lower one is tested in a process of its own (OnednnTest).
 std::vector<Isa> machine_isas() {
   const auto cpu = cpu_isa();
   EXPECT_TRUE(cpu.ok());
@@ -384,7 +386,8 @@ void compute_part(Gemm<E>& gemm, const Case<E>& c, int64_t i0, int64_t i1, int64
   EXPECT_TRUE(status.ok()) << status.error().message();
 }
 
-// What lets owners of different rows, at any world size, get the bits that one owner of all would get.
+// What lets owners of different rows, at any world size, get the bits that one owner of all would
+// get.
 TYPED_TEST(GemmTest, RowsAndColumnsDoNotDependOnTheirNeighbours) {
   using E = TypeParam;
   const uint64_t seed = fresh_seed();
@@ -564,7 +567,8 @@ TYPED_TEST(GemmTest, TheListNamesOneChosenAndAReasonForEachOther) {
   }
 }
 
-// A run of this program's bf16 tests in another process, with other environment variables: its output, and "exit 0" at its end.
+// A run of this program's bf16 tests in another process, with other environment variables: its
+// output, and "exit 0" at its end.
 std::string run_again(const std::vector<std::string>& environment, const std::string& filter) {
   char self[4096];
   const ssize_t length = readlink("/proc/self/exe", self, sizeof self);

@@ -45,7 +45,8 @@ TEST(Peak, LeavesOutWhatIsAboveTheInstructionSetAsked) {
   EXPECT_EQ(report->compute[0].name, "avx2 fp32");
 }
 
-// All operands 1: each accumulator holds the number of steps, so a loop that skips work or data shows.
+// All operands 1: each accumulator holds the number of steps, so a loop that skips work or data
+// shows.
 TEST(Peak, LoopsReallyMultiplyAllTheyCount) {
   const auto cpu = cpu_isa();
   ASSERT_TRUE(cpu.ok());
