@@ -213,7 +213,11 @@ Result<std::unique_ptr<Dataset>> Dataset::open(const DatasetOptions& options) {
     return Error(Code::kInvalidArgument, fmt::format("vocab_size {}: must be from 1 to {}",
                                                      options.vocab_size, int64_t{1} << 31));
   }
-  if (options.separator && options.vocab_size > 0 &&
+  // A token file has bounds of its own: there the model's eos, whatever it is, does no harm.
+  const bool has_stream =
+      std::any_of(options.paths.begin(), options.paths.end(),
+                  [](const std::string& path) { return !path.ends_with(".safetensors"); });
+  if (has_stream && options.separator && options.vocab_size > 0 &&
       (*options.separator < 0 || *options.separator >= options.vocab_size)) {
     return Error(Code::kInvalidArgument,
                  fmt::format("separator {}: not a token id of a vocabulary of {}",

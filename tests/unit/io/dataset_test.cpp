@@ -296,6 +296,9 @@ TEST_F(DatasetTest, RefusesOptionsThatCannotBe) {
   o.vocab_size = 10;
   o.separator = 10;
   refused(o, Code::kInvalidArgument, "separator 10");
+  // Bounds of documents in the file: no separator is looked for.
+  o.paths = {tensors("a.safetensors", {offsets({0, 2}), tokens16({1, 2})})};
+  EXPECT_TRUE(open(o));
   o = options({file}, 4);
   o.bin_token_bytes = 3;
   refused(o, Code::kInvalidArgument, "bin_token_bytes 3");

@@ -21,11 +21,11 @@ class Tokenize : public DataFiles {
     return o;
   }
   // All documents as text, masked bytes in capitals (the tests' texts have none).
-  std::vector<std::string> documents() const {
+  std::vector<std::string> documents(int64_t longest = 64) const {
     DatasetOptions o;
     o.paths = {path("out.safetensors")};
     o.mode = PackMode::kPad;
-    o.sequence_length = 5 << 20;
+    o.sequence_length = longest;
     o.vocab_size = kByteVocabulary;
     const auto data = Dataset::open(o);
     EXPECT_TRUE(data) << data.error().message();
@@ -103,7 +103,7 @@ TEST_F(Tokenize, ReadsFilesLargerThanABlockAndLinesAcrossBlocks) {
   for (int i = 0; i < 3; ++i) lines += "{\"text\": \"" + text.substr(0, 900000) + "\"}\n";
   const auto summary = tokenize(options({write("a.txt", text), write("b.jsonl", lines)}));
   ASSERT_TRUE(summary) << summary.error().message();
-  const std::vector<std::string> all = documents();
+  const std::vector<std::string> all = documents(3 << 20);
   ASSERT_EQ(all.size(), 4u);
   EXPECT_TRUE(all[0] == text);
   for (int i = 1; i < 4; ++i) EXPECT_TRUE(all[static_cast<size_t>(i)] == text.substr(0, 900000));
