@@ -15,7 +15,6 @@ struct InitOptions {
   std::optional<std::string> preset, config;
   std::string out;
   std::optional<int64_t> seed, shard_bytes;
-  std::optional<std::string> dtype;
   bool as_json = false;
 };
 
@@ -30,11 +29,6 @@ int run_init(const InitOptions& options) {
 
   ItemProgress progress;
   amxt_write_random_options write = AMXT_WRITE_RANDOM_OPTIONS_INIT;
-  if (options.dtype) {
-    write.dtype = *options.dtype == "float32"   ? AMXT_DTYPE_FLOAT32
-                  : *options.dtype == "float16" ? AMXT_DTYPE_FLOAT16
-                                                : AMXT_DTYPE_BFLOAT16;
-  }
   write.seed = options.seed.value_or(AMXT_UNSET_I64);
   write.shard_bytes = options.shard_bytes.value_or(AMXT_UNSET_I64);
   write.config_name = options.preset ? options.preset->c_str() : options.config->c_str();
@@ -79,8 +73,6 @@ Run add_init(CLI::App& app) {
   init->add_option("--shard-size", options->shard_bytes,
                    "Most bytes of a file, such as 300MB (default 5GB)")
       ->transform(CLI::AsSizeValue(true));
-  init->add_option("--dtype", options->dtype, "bfloat16 (default), float16 or float32")
-      ->check(CLI::IsMember({"bfloat16", "float16", "float32"}));
   init->add_flag("--json", options->as_json, "Print JSON");
   add_common_options(*init, options->common);
   return [options] { return run_init(*options); };

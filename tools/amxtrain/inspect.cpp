@@ -52,12 +52,15 @@ int run_inspect(const InspectOptions& options) {
   } else {
     print_inspection(result, options.scan);
   }
+  for (const Json& warning : result.at("warnings")) {
+    error_line("amxtrain: warning: " + warning.get<std::string>());
+  }
   const Json& problems = result.at("problems");
   if (problems.empty()) return kSuccess;
   for (size_t i = 1; i < problems.size(); ++i) {
-    error_line("amxtrain: problem: " + problems[i].at("message").get<std::string>());
+    error_line("amxtrain: problem: " + problems[i].get<std::string>());
   }
-  throw Failure(problems[0].at("message").get<std::string>());
+  throw Failure(problems[0].get<std::string>());
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ const char* stage_name(int32_t stage) {
       return "writing";
     case AMXT_STAGE_SCAN:
       return "scanning";
+    case AMXT_STAGE_TOKENIZE:
+      return "tokenizing";
     default:
       return "working";
   }
@@ -149,7 +151,7 @@ amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_
   options.compute_dtype = choice(flags.compute_dtype, {"bfloat16", "float32"});
   options.gradient_dtype = choice(flags.gradient_dtype, {"float32", "bfloat16"});
   options.decay = choice(flags.decay, {"all", "matrices"});
-  options.schedule = choice(flags.schedule, {"linear", "cosine", "constant"});
+  options.schedule = choice(flags.schedule, {"constant", "linear", "cosine"});
   options.loss_average = choice(flags.loss_average, {"tokens", "micro_batch"});
   options.nonfinite = choice(flags.nonfinite, {"stop", "skip"});
   options.keep = choice(flags.keep_forward, {"auto", "inputs", "attention", "all"});
@@ -201,20 +203,24 @@ void ItemProgress::update(const amxt_progress& progress) {
 }
 
 void print_plan(const Json& plan) {
+  auto row = [](std::string_view name, std::string_view rank, std::string_view node) {
+    print_line(
+        fmt::format("{} {} {}", padded(name, 30), padded_left(rank, 12), padded_left(node, 12)));
+  };
   auto bytes = [](const Json& value) { return bytes_text(value.get<double>()); };
-  print_line(fmt::format("{} {} {} {}", padded("", 34), padded("where", 9),
-                         padded_left("a rank", 12), padded_left("the node", 12)));
-  for (const Json& row : plan.at("table")) {
-    print_line(fmt::format("{} {} {} {}", padded(row.at("what").get<std::string>(), 34),
-                           padded(row.at("where").get<std::string>(), 9),
-                           padded_left(bytes(row.at("bytes_per_rank")), 12),
-                           padded_left(bytes(row.at("bytes_per_node")), 12)));
+  const auto ranks = plan.at("ranks").get<double>();
+  row("", "a rank", "the node");
+  for (const Json& part : plan.at("parts")) {
+    const auto size = part.at("bytes").get<double>();
+    const bool shared = part.at("shared").get<bool>();
+    row(part.at("name").get<std::string>(), shared ? "shared" : bytes_text(size),
+        bytes_text(shared ? size : size * ranks));
   }
-  print_line(fmt::format("{} {} {} {}", padded("peak", 34), padded("", 9),
-                         padded_left(bytes(plan.at("peak_bytes_per_rank")), 12),
-                         padded_left(bytes(plan.at("peak_bytes_per_node")), 12)));
-  print_line(fmt::format("{} {} {} {}", padded("limit", 34), padded("", 9), padded("", 12),
-                         padded_left(bytes(plan.at("limit_bytes")), 12)));
+  row("peak (shared parts divided)", bytes(plan.at("peak_bytes_per_rank")),
+      bytes(plan.at("peak_bytes_per_node")));
+  print_line(fmt::format("{} {} {}  {}", padded("limit", 30), padded("", 12),
+                         padded_left(bytes(plan.at("limit_bytes")), 12),
+                         plan.value("limit", std::string())));
 }
 
 }  // namespace command

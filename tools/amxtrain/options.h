@@ -63,7 +63,7 @@ class ItemProgress {
   Throttle throttle_{10};
 };
 
-// "0.7 of 2.0 GiB" tables: one row of a plan or of memory.
+// The parts of a plan, a rank and the node, and the limit.
 void print_plan(const Json& plan);
 
 }  // namespace command

@@ -14,6 +14,7 @@
 #include <iterator>
 #include <mutex>
 #include <thread>
+#include <utility>
 
 namespace command {
 
@@ -21,7 +22,7 @@ namespace {
 
 std::atomic<int> taken{0};
 std::mutex current_mutex;
-amxt_runtime* current = nullptr;  // whose calls a signal cancels
+amxt_runtime* current = nullptr;  // whose calls a signal cancels; null: it ends the process at once
 
 void on_log(int32_t level, const char* line, void*) {
   const char* const words[] = {"error: ", "warning: ", "", "debug: "};
@@ -35,6 +36,24 @@ int32_t level_from_name(const std::string& name) {
   }
   return AMXT_LOG_OFF;
 }
+
+// Whose calls a signal cancels, for a time.
+class Current {
+ public:
+  explicit Current(amxt_runtime* runtime) {
+    std::lock_guard lock(current_mutex);
+    before_ = std::exchange(current, runtime);
+  }
+  ~Current() {
+    std::lock_guard lock(current_mutex);
+    current = before_;
+  }
+  Current(const Current&) = delete;
+  Current& operator=(const Current&) = delete;
+
+ private:
+  amxt_runtime* before_;
+};
 
 void cancel_calls() {
   std::lock_guard lock(current_mutex);
@@ -91,6 +110,8 @@ Session::~Session() {
 }
 
 Group join_group(const Session& session) {
+  // Waiting for the other ranks, which may take minutes: there is nothing to lose yet.
+  const Current nothing(nullptr);
   return make<Group>([&](amxt_group** out, amxt_error* error) {
     return amxt_group_create_from_env(session.runtime(), nullptr, out, error);
   });

@@ -32,22 +32,29 @@ class Reporter {
 
   void trainer(const amxt_trainer* trainer) { trainer_ = trainer; }
 
-  void header(const TrainOptions& options, const Json& effective, int64_t samples) {
+  // `effective`: the options of a trainer, or a plan.
+  void header(const TrainOptions& options, const Json& effective, amxt_dataset* data) {
     if (!first_) return;
     auto number = [&](const char* key) { return count_text(effective.value(key, int64_t{0})); };
     auto row = [](std::string_view name, const std::string& value) {
       print_line(fmt::format("  {} {}", padded(name, 28), value));
     };
     print_line(fmt::format("===== Running training: {} =====", options.model));
+    int64_t samples = 0;
+    call([&](amxt_error* error) {
+      return amxt_dataset_count(data, effective.at("sequence_length").get<int64_t>(), &samples,
+                                error);
+    });
     row("examples", count_text(samples));
     row("sequence length", number("sequence_length"));
-    row("ranks", number("world_size"));
+    row("ranks", number(effective.contains("world_size") ? "world_size" : "ranks"));
     row("micro-batch", number("micro_batch"));
     row("accumulation", number("accumulate"));
     row("batch, all ranks", number("global_batch") + " examples");
     const int64_t total = effective.value("total_steps", int64_t{0});
     if (total > 0) row("optimizer steps", count_text(total));
-    row("trainable parameters", number("trainable_parameters"));
+    row("trainable parameters",
+        number(effective.contains("trainable_parameters") ? "trainable_parameters" : "parameters"));
     if (effective.contains("notes")) {
       for (const Json& note : effective.at("notes")) print_line("  " + note.get<std::string>());
     }
@@ -155,7 +162,7 @@ amxt_run_options run_options(const TrainOptions& options, amxt_dataset* eval_dat
 
 // What training would need and do, without loading anything.
 void dry_run(const TrainOptions& options, const Session& session, amxt_group* group,
-             amxt_model* model, const amxt_trainer_options& trainer, int64_t samples,
+             amxt_model* model, const amxt_trainer_options& trainer, amxt_dataset* data,
              Reporter& reporter) {
   amxt_plan_options plan_options = AMXT_PLAN_OPTIONS_INIT;
   plan_options.ranks = amxt_group_size(group);
@@ -166,7 +173,7 @@ void dry_run(const TrainOptions& options, const Session& session, amxt_group* gr
   });
   const Json result =
       json([&](char** out, amxt_error* error) { return amxt_plan_json(plan.get(), out, error); });
-  reporter.header(options, result.at("options"), samples);
+  reporter.header(options, result, data);
   if (amxt_group_rank(group) == 0) print_plan(result);
   call([&](amxt_error* error) { return amxt_plan_fits(plan.get(), error); });
 }
@@ -186,18 +193,16 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
   if (!options.eval_data.empty()) {
     eval_data = open_dataset(session, model.get(), options.data, options.eval_data, length);
   }
-  int64_t samples = 0;
-  call([&](amxt_error* error) { return amxt_dataset_count(data.get(), &samples, error); });
-
   std::string ds_config;
   amxt_trainer_options trainer_opts = trainer_options(options.flags, ds_config);
   trainer_opts.reschedule = options.reschedule ? 1 : 0;
+  trainer_opts.total_steps = options.steps.value_or(AMXT_UNSET_I64);
   trainer_opts.progress = ItemProgress::callback;
   trainer_opts.progress_user_data = &progress;
   const amxt_run_options run = run_options(options, eval_data.get(), reporter);
 
   if (options.dry_run) {
-    dry_run(options, session, group, model.get(), trainer_opts, samples, reporter);
+    dry_run(options, session, group, model.get(), trainer_opts, data.get(), reporter);
     call([&](amxt_error* error) { return amxt_group_finalize(group, AMXT_SECONDS(60), error); });
     return;
   }
@@ -215,7 +220,7 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
     print_line(
         fmt::format("nothing to resume in {}: starting afresh", options.output.value_or("")));
   }
-  reporter.header(options, effective, samples);
+  reporter.header(options, effective, data.get());
 
   if (checkpoint) {
     if (first) print_line(fmt::format("resuming from {}", *checkpoint));

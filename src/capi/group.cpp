@@ -1,0 +1,157 @@
+// Section 6 of the header: the group.
+#include <fmt/format.h>
+
+#include "base/cpu.h"
+#include "base/json.h"
+#include "capi/handles.h"
+#include "comm/launch.h"
+
+using namespace amxt;
+using namespace amxt::capi;
+
+namespace {
+
+constexpr int64_t kConnectTimeoutNs = AMXT_SECONDS(300);
+
+Status check_field(int32_t value, int32_t least, int32_t most, std::string_view name) {
+  if (value == AMXT_UNSET_I32 || (value >= least && value <= most)) return {};
+  return Error(Code::kInvalidArgument,
+               fmt::format("amxt_group_options.{} is {}, not {} to {}", name, value, least, most));
+}
+
+Result<comm::GroupOptions> convert(const amxt_group_options& options) {
+  AMXT_TRY(check_field(options.world_size, 1, INT32_MAX, "world_size"));
+  AMXT_TRY(check_field(options.rank, 0, INT32_MAX, "rank"));
+  AMXT_TRY(check_field(options.local_rank, 0, INT32_MAX, "local_rank"));
+  AMXT_TRY(check_field(options.local_size, 1, INT32_MAX, "local_size"));
+  AMXT_TRY(check_field(options.port, 1, 65535, "port"));
+  AMXT_TRY(given_count(options.heartbeat_timeout_ns, 1, "amxt_group_options.heartbeat_timeout_ns"));
+  comm::GroupOptions result;
+  result.rank = given(options.rank).value_or(-1);
+  result.world_size = given(options.world_size).value_or(-1);
+  result.local_rank = given(options.local_rank).value_or(-1);
+  result.local_world_size = given(options.local_size).value_or(-1);
+  result.master_address = text_or(options.address, "");
+  result.master_port = given(options.port).value_or(-1);
+  result.peer_timeout_ns = given(options.heartbeat_timeout_ns).value_or(result.peer_timeout_ns);
+  return result;
+}
+
+Status create(amxt_runtime* runtime, const amxt_group_options* given_options, amxt_group** out,
+              const comm::Environment& environment) {
+  AMXT_TRY(usable(runtime, "runtime"));
+  AMXT_TRY(require(out, "group"));
+  AMXT_ASSIGN(const amxt_group_options options,
+              read_struct<amxt_group_options>(given_options, AMXT_GROUP_OPTIONS_INIT,
+                                              "amxt_group_options"));
+  AMXT_ASSIGN(comm::GroupOptions converted, convert(options));
+  AMXT_ASSIGN(const comm::LaunchInfo launch, comm::find_launch(converted, environment));
+  auto group = std::make_unique<amxt_group>();
+  group->runtime = runtime->state;
+  group->threads_reason = "given";
+  group->threads = runtime->state->threads
+                       ? *runtime->state->threads
+                       : default_threads(launch.local_world_size, &group->threads_reason);
+  converted.threads = group->threads;
+  const Deadline deadline =
+      Deadline::after(given(options.connect_timeout_ns).value_or(kConnectTimeoutNs));
+  AMXT_ASSIGN(group->group,
+              comm::Group::create(launch, converted, runtime->state->log.get(), deadline));
+  *out = group.release();
+  return {};
+}
+
+Status info(const amxt_group* group, char** json) {
+  AMXT_TRY(usable(group, "group"));
+  AMXT_TRY(require(json, "json"));
+  const comm::LaunchInfo& launch = group->group->launch();
+  const bool alone = launch.world_size == 1;
+  Json object;
+  object["rank"] = launch.rank;
+  object["world_size"] = launch.world_size;
+  object["local_rank"] = launch.local_rank;
+  object["local_size"] = launch.local_world_size;
+  object["nodes"] = amxt_group_node_count(group);
+  object["source"] = launch.source;
+  object["address"] = alone ? Json() : Json(launch.master_address);
+  object["port"] = alone ? Json() : Json(launch.master_port);
+  object["transport"] = alone ? "none" : "shared memory";
+  object["threads"] = group->threads;
+  object["threads_reason"] = group->threads_reason;
+  object["cpus"] = cpu_limits().affinity;
+  AMXT_ASSIGN(*json, copy_text(object.dump(-1, ' ', false, Json::error_handler_t::replace)));
+  return {};
+}
+
+int32_t number(const amxt_group* group, int (comm::Group::*get)() const) {
+  return group == nullptr ? -1 : (group->group.get()->*get)();
+}
+
+}  // namespace
+
+extern "C" {
+
+amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_options* options,
+                              amxt_group** group, amxt_error* err) {
+  const comm::Environment nothing = [](const std::string&) -> std::optional<std::string> {
+    return std::nullopt;
+  };
+  return guarded(err, [&] { return create(runtime, options, group, nothing); });
+}
+
+amxt_status amxt_group_create_from_env(amxt_runtime* runtime, const amxt_group_options* options,
+                                       amxt_group** group, amxt_error* err) {
+  return guarded(err, [&] { return create(runtime, options, group, comm::process_environment()); });
+}
+
+int32_t amxt_group_rank(const amxt_group* group) { return number(group, &comm::Group::rank); }
+
+int32_t amxt_group_size(const amxt_group* group) { return number(group, &comm::Group::size); }
+
+int32_t amxt_group_local_rank(const amxt_group* group) {
+  return number(group, &comm::Group::local_rank);
+}
+
+int32_t amxt_group_local_size(const amxt_group* group) {
+  return number(group, &comm::Group::local_size);
+}
+
+int32_t amxt_group_node_count(const amxt_group* group) {
+  if (group == nullptr) return -1;
+  return (group->group->size() + group->group->local_size() - 1) / group->group->local_size();
+}
+
+amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_error* err) {
+  return guarded(err, [&] { return info(group, json); });
+}
+
+amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err) {
+  return guarded(err, [&]() -> Status {
+    AMXT_TRY(usable(group, "group"));
+    if (group->finalized) return Error(Code::kInvalidState, "the group is finalized");
+    const Call call(*group->runtime, timeout_ns);
+    return group->group->barrier(call.deadline(), call.cancel_flag());
+  });
+}
+
+amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_error* err) {
+  return guarded(err, [&]() -> Status {
+    AMXT_TRY(usable(group, "group"));
+    if (group->finalized) return {};
+    AMXT_TRY(group->group->finalize(Deadline::after(timeout_ns)));
+    group->finalized = true;
+    return {};
+  });
+}
+
+amxt_status amxt_group_abort(amxt_group* group, const char* reason, amxt_error* err) {
+  return guarded(err, [&]() -> Status {
+    AMXT_TRY(usable(group, "group"));
+    group->group->abort(text_or(reason, "no reason given"));
+    return {};
+  });
+}
+
+void amxt_group_destroy(amxt_group* group) { delete group; }
+
+}  // extern "C"

@@ -1,0 +1,144 @@
+// What stands behind the opaque structs. Each holds its parents by shared pointers, so that handles may
+// be destroyed in any order, and the process that made it: after a fork it is refused.
+#pragma once
+
+#include <amxtrain.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <thread>
+
+#include "base/deadline.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "capi/guard.h"
+#include "comm/group.h"
+#include "io/dataset.h"
+#include "model/directory.h"
+#include "train/operation.h"
+#include "train/plan.h"
+#include "train/trainer.h"
+
+namespace amxt::capi {
+
+// What a runtime shares with all that is made with it. Thread-safe.
+class RuntimeState {
+ public:
+  std::shared_ptr<Log> log = std::make_shared<Log>();
+  std::optional<int32_t> threads;
+  std::optional<bool> pin;
+
+  // A call under way, or an engine with calls: cancelled together.
+  void add(std::atomic<bool>* flag);
+  void remove(std::atomic<bool>* flag);
+  void add(train::Engine* engine);
+  void remove(train::Engine* engine);
+  void cancel_all();
+
+ private:
+  std::mutex mutex_;
+  std::set<std::atomic<bool>*> flags_;
+  std::set<train::Engine*> engines_;
+};
+
+// A blocking call that runs on the caller's thread: its deadline, its cancel, and the caller's progress.
+class Call {
+ public:
+  Call(RuntimeState& runtime, int64_t timeout_ns, amxt_progress_fn progress = nullptr,
+       void* user_data = nullptr);
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Deadline deadline() const { return deadline_; }
+  const std::atomic<bool>* cancel_flag() const { return &cancelled_; }
+  // kCancelled, kTimeout or kUser when the work should end; tells the caller how far it is.
+  Status go_on(const amxt_progress& progress);
+  // The same for code that is told by a bool: its kCancelled becomes what really ended it.
+  bool goes_on(const amxt_progress& progress);
+  Status outcome(Status status) const;
+
+ private:
+  RuntimeState& runtime_;
+  Deadline deadline_;
+  amxt_progress_fn progress_;
+  void* user_data_;
+  std::atomic<bool> cancelled_{false};
+  std::optional<Error> ended_;
+};
+
+// kForked when the handle was made by another process.
+struct Process {
+  pid_t id = getpid();
+};
+template <typename Handle>
+Status usable(const Handle* handle, std::string_view name) {
+  AMXT_TRY(require(handle, name));
+  if (handle->process.id == getpid()) return {};
+  return Error(Code::kForked,
+               std::string(name) + " was made before a fork; make a new one, or exec");
+}
+
+}  // namespace amxt::capi
+
+struct amxt_runtime {
+  amxt::capi::Process process;
+  std::shared_ptr<amxt::capi::RuntimeState> state = std::make_shared<amxt::capi::RuntimeState>();
+};
+
+struct amxt_group {
+  amxt::capi::Process process;
+  std::shared_ptr<amxt::capi::RuntimeState> runtime;
+  std::shared_ptr<amxt::comm::Group> group;
+  int threads = 1;
+  std::string threads_reason;
+  bool finalized = false;
+};
+
+struct amxt_op {
+  amxt::capi::Process process;
+  std::shared_ptr<amxt::train::Operation> operation;
+  std::thread::id engine_thread;
+};
+
+struct amxt_model {
+  amxt::capi::Process process;
+  std::shared_ptr<const amxt::model::ModelDirectory> directory;
+  std::optional<amxt::Error> problem;  // with the weights; none: they are good
+};
+
+struct amxt_plan {
+  amxt::capi::Process process;
+  amxt::train::MemoryPlan plan;
+  int64_t parameters = 0;
+  std::string json;
+};
+
+struct amxt_dataset {
+  amxt::capi::Process process;
+  std::shared_ptr<const amxt::io::Dataset> data;
+};
+
+struct amxt_token_writer {
+  amxt::capi::Process process;
+  std::unique_ptr<amxt::io::TokenFileWriter> writer;
+  bool with_weights = false;
+};
+
+struct amxt_trainer {
+  amxt::capi::Process process;
+  std::shared_ptr<amxt::capi::RuntimeState> runtime;
+  std::shared_ptr<amxt::comm::Group> group;
+  std::unique_ptr<amxt::train::Engine> engine;
+  std::unique_ptr<amxt::train::Trainer> trainer;
+  amxt_progress_fn progress = nullptr;
+  void* progress_user_data = nullptr;
+  int32_t stage = AMXT_STAGE_LOAD;  // touched on the engine thread alone
+};

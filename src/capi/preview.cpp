@@ -1,0 +1,37 @@
+// Section 13 of the header: what has nothing to do with a trainer.
+#define AMXT_ENABLE_PREVIEW
+#include "base/cpu.h"
+#include "capi/handles.h"
+#include "train/bench_peak.h"
+
+using namespace amxt;
+using namespace amxt::capi;
+
+namespace {
+
+Status bench_peak(amxt_runtime* runtime, char** json, int64_t timeout_ns) {
+  AMXT_TRY(usable(runtime, "runtime"));
+  AMXT_TRY(require(json, "json"));
+  const RuntimeState& state = *runtime->state;
+  Call call(*runtime->state, timeout_ns);
+  const int threads = state.threads ? *state.threads : default_threads(1, nullptr);
+  // On a thread of its own: pinning must not touch the caller's.
+  AMXT_ASSIGN(const std::unique_ptr<train::Engine> engine, train::Engine::create());
+  std::string text;
+  const std::shared_ptr<train::Operation> operation =
+      engine->submit([&](const std::atomic<bool>&) -> Status {
+        AMXT_ASSIGN(text, train::bench_peak(threads, state.pin.value_or(true), call.deadline(),
+                                            call.cancel_flag()));
+        return {};
+      });
+  AMXT_TRY(operation->wait(Deadline::never()));
+  AMXT_ASSIGN(*json, copy_text(text));
+  return {};
+}
+
+}  // namespace
+
+extern "C" amxt_status amxt_preview_bench_peak(amxt_runtime* runtime, char** json,
+                                               int64_t timeout_ns, amxt_error* err) {
+  return guarded(err, [&] { return bench_peak(runtime, json, timeout_ns); });
+}
