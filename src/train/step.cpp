@@ -695,11 +695,11 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
   AMXT_TRY(control_->commit());
   if (!result.skipped) {
     kernels::AdamwStep adamw;
-    adamw.learning_rate = static_cast<float>(input.learning_rate);
-    adamw.beta1 = static_cast<float>(p_.options->beta1);
-    adamw.beta2 = static_cast<float>(p_.options->beta2);
-    adamw.epsilon = static_cast<float>(p_.options->epsilon);
-    adamw.weight_decay = static_cast<float>(p_.options->weight_decay);
+    adamw.learning_rate = input.learning_rate;
+    adamw.beta1 = p_.options->beta1;
+    adamw.beta2 = p_.options->beta2;
+    adamw.epsilon = p_.options->epsilon;
+    adamw.weight_decay = p_.options->weight_decay;
     adamw.bias_correction1 = 1 - std::pow(p_.options->beta1, static_cast<double>(input.update));
     adamw.bias_correction2 = 1 - std::pow(p_.options->beta2, static_cast<double>(input.update));
     if (p_.options->clip > 0) adamw.gradient_scale = static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
