@@ -46,6 +46,13 @@ int64_t slot_elements_per_row(const model::ModelConfig& c) {
 // A layer's vector gradients and the final norm's.
 int64_t slot_floats_of(const model::ModelConfig& c) { return model::layer_gradients_floats(c) + c.hidden_size; }
 
+// Rows of a matrix of K columns whose gradient is summed at a time: whole panels.
+int64_t gradient_block_rows(int64_t K) {
+  return std::max<int64_t>(1, kGradientBlockBytes / 4 / K / store::kPanelRows) * store::kPanelRows;
+}
+
+int64_t gradient_block_bytes(int64_t widest) { return std::max(kGradientBlockBytes, store::kPanelRows * widest * 4); }
+
 struct ProcessMemory {
   int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
 };
@@ -110,7 +117,7 @@ int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config, const Eff
   const int64_t rows = options.micro_batch * options.sequence_length;
   const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
   return model::Decoder<E>::scratch_bytes_needed(config, rows, options.sequence_length, threads) +
-         model::Head<E>::scratch_bytes_needed(config, rows) + aligned(kGradientRows * widest * 4);
+         model::Head<E>::scratch_bytes_needed(config, rows) + aligned(gradient_block_bytes(widest));
 }
 
 template <typename E>
@@ -123,7 +130,7 @@ Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts,
   AMXT_ASSIGN(runner->head_, model::Head<E>::create(config, parts.pool, parts.isa, parts.gemm, rows));
   AMXT_ASSIGN(runner->kept_, Buffer::allocate(kept_bytes(config, options, wave, parts.plan->keep), "kept activations"));
   const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
-  AMXT_ASSIGN(runner->work_, Buffer::allocate(kGradientRows * widest * 4, "a block of a weight's gradient"));
+  AMXT_ASSIGN(runner->work_, Buffer::allocate(gradient_block_bytes(widest), "a block of a weight's gradient"));
   AMXT_ASSIGN(runner->shared_, parts.group->share("the arena of a step",
                                                   arena_bytes(config, options, runner->ranks(), wave, *parts.layout), deadline));
   AMXT_TRY(runner->carve());
@@ -393,8 +400,9 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t co
                                       int64_t first_column) {
   const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
-  for (int64_t row = 0; row < range.rows(); row += kGradientRows) {
-    const int64_t n = std::min(kGradientRows, range.rows() - row);
+  const int64_t block_rows = gradient_block_rows(K);
+  for (int64_t row = 0; row < range.rows(); row += block_rows) {
+    const int64_t n = std::min(block_rows, range.rows() - row);
     float* to = as_bf16 ? block_ : p_.parameters->gradient_float(range) + row * K;
     bool add = !first_wave;
     for (int64_t i = 0; i < count; ++i) {
