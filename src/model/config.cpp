@@ -276,7 +276,9 @@ Result<bool> check_layer_types(Keys& keys, int64_t layers) {
 
 Status read_window(Keys& keys, const Family& family, ModelConfig& config) {
   AMXT_ASSIGN(const bool full, check_layer_types(keys, config.layers));
-  AMXT_ASSIGN(const int64_t window, keys.integer("sliding_window", 0, 0, kPositionLimit));
+  const int64_t least =
+      family.type == "mistral" ? 1 : 0;  // a window of nothing there, no window elsewhere
+  AMXT_ASSIGN(const int64_t window, keys.integer("sliding_window", 0, least, kPositionLimit));
   AMXT_ASSIGN(const bool used, keys.boolean("use_sliding_window", false));
   AMXT_ASSIGN(const int64_t first, keys.integer("max_window_layers", 28, 0, kPositionLimit));
   if (family.type == "mistral") {

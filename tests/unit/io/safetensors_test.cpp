@@ -48,9 +48,9 @@ struct Malformed {
 
 void PrintTo(const Malformed& malformed, std::ostream* out) { *out << malformed.name; }
 
-class Refused : public testing::TestWithParam<Malformed> {};
+class SafetensorsRefused : public testing::TestWithParam<Malformed> {};
 
-TEST_P(Refused, NamesFileAndCause) {
+TEST_P(SafetensorsRefused, NamesFileAndCause) {
   TemporaryDirectory directory;
   const std::string path = directory / "model.safetensors";
   test::write_bytes(path, GetParam().bytes);
@@ -261,7 +261,7 @@ const Malformed kMalformed[] = {
     {"Case34_LoneSurrogate", named_file("a\\ud800b"), {"not valid JSON"}},
 };
 
-INSTANTIATE_TEST_SUITE_P(Malformed, Refused, testing::ValuesIn(kMalformed),
+INSTANTIATE_TEST_SUITE_P(Malformed, SafetensorsRefused, testing::ValuesIn(kMalformed),
                          [](const auto& test) { return std::string(test.param.name); });
 
 struct WellFormed {
@@ -272,9 +272,9 @@ struct WellFormed {
 
 void PrintTo(const WellFormed& file, std::ostream* out) { *out << file.name; }
 
-class Accepted : public testing::TestWithParam<WellFormed> {};
+class SafetensorsAccepted : public testing::TestWithParam<WellFormed> {};
 
-TEST_P(Accepted, Opens) {
+TEST_P(SafetensorsAccepted, Opens) {
   TemporaryDirectory directory;
   test::write_bytes(directory / "f", GetParam().bytes);
   const auto file = SafetensorsFile::open(directory / "f");
@@ -303,7 +303,7 @@ const WellFormed kWellFormed[] = {
     {"NameBeyondAscii", named_file("gew\xc3\xb6hnlich \\ud83d\\ude00"), 1},
 };
 
-INSTANTIATE_TEST_SUITE_P(WellFormed, Accepted, testing::ValuesIn(kWellFormed),
+INSTANTIATE_TEST_SUITE_P(WellFormed, SafetensorsAccepted, testing::ValuesIn(kWellFormed),
                          [](const auto& test) { return std::string(test.param.name); });
 
 TEST(SafetensorsFile, TensorsLieInOrderOfOffset) {
