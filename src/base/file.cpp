@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <memory>
 
 #include "base/text.h"
@@ -107,6 +108,15 @@ Result<File> File::create(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0) return path_error(path, errno);
   return File(fd, path);
+}
+
+Result<File> File::open_write(const std::string& path) {
+  if (const int error = injected("open", path)) return path_error(path, error);
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+  if (fd < 0) return path_error(path, errno);
+  File file(fd, path);
+  AMXT_TRY(require_regular(fd, path));
+  return file;
 }
 
 Result<File> File::open_append(const std::string& path) {
@@ -240,6 +250,16 @@ Status rename_path(const std::string& from, const std::string& to) {
   if (const int error = injected("rename", to)) return path_error(to, error);
   if (::rename(from.c_str(), to.c_str()) != 0) return path_error(to, errno);
   return {};
+}
+
+Status exchange_paths(const std::string& a, const std::string& b) {
+  int error = injected("exchange", b);
+  if (error == 0 && ::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) != 0) error = errno;
+  if (error == 0) return {};
+  if (error == ENOSYS || error == EINVAL || error == EOPNOTSUPP) {
+    return Error(Code::kUnsupported, fmt::format("{}: the file system exchanges no names", quote(b)), error);
+  }
+  return path_error(b, error);
 }
 
 Status remove_tree(const std::string& path) {

@@ -29,6 +29,8 @@ class File {
   static Result<File> open_read_beneath(const std::string& directory, const std::string& name);
   // A new file for writing (O_EXCL: an existing one is kExists), mode 0644 less umask.
   static Result<File> create(const std::string& path);
+  // An existing regular file for writing in place, not through a symlink; for files that several processes fill together.
+  static Result<File> open_write(const std::string& path);
   // Opens or creates for appending; for metrics.
   static Result<File> open_append(const std::string& path);
 
@@ -64,6 +66,8 @@ Status make_directory(const std::string& path);          // an existing one is f
 Status make_directories(const std::string& path);        // with parents
 Status sync_directory(const std::string& path);
 Status rename_path(const std::string& from, const std::string& to);
+// Two paths change places in one step; kUnsupported where the file system can't.
+Status exchange_paths(const std::string& a, const std::string& b);
 Status remove_tree(const std::string& path);             // missing is fine; does not follow symlinks
 // Symlink `path` -> `target` (relative), replaced atomically.
 Status replace_symlink(const std::string& target, const std::string& path);
@@ -79,7 +83,7 @@ std::string base_name(std::string_view path);
 std::string parent_path(std::string_view path);
 
 // For tests: called before each operation with its name ("create", "write", "reserve", "sync", "sync_directory", "rename",
-// "symlink", "remove", "read") and path; a non-zero return is taken as that errno. Process-wide; empty in production.
+// "exchange", "symlink", "remove", "read", "open") and path; a non-zero return is taken as that errno. Process-wide; empty in production.
 using FileFault = std::function<int(std::string_view operation, const std::string& path)>;
 void set_file_fault(FileFault fault);
 

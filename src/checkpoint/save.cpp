@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
 #include <string_view>
 #include <utility>
 
@@ -14,19 +13,15 @@
 #include "checkpoint/blocks.h"
 #include "checkpoint/checkpoint_file.h"
 #include "checkpoint/checksum.h"
+#include "checkpoint/nonce.h"
 #include "io/safetensors.h"
 
 namespace amxt::checkpoint {
 namespace {
 
-constexpr std::string_view kTemporary =
+constexpr std::string_view kTemporaryPrefix =
     ".tmp-";  // what begins so is nobody's any more at the start of a job
 constexpr int64_t kNonceLimit = 256;
-
-std::string make_nonce() {
-  std::random_device device;
-  return fmt::format("{:08x}{:08x}", device(), device());
-}
 
 store::RowKind row_kind(Part part) {
   switch (part) {
@@ -44,7 +39,7 @@ Status remove_leftovers(const std::string& output) {
   AMXT_ASSIGN(const std::vector<std::string> names, list_directory(output));
   for (const std::string& name : names) {
     const bool link = name == std::string(kLatestName) + ".tmp";
-    if (link || name.starts_with(kTemporary)) AMXT_TRY(remove_tree(join_path(output, name)));
+    if (link || name.starts_with(kTemporaryPrefix)) AMXT_TRY(remove_tree(join_path(output, name)));
   }
   return {};
 }
@@ -148,8 +143,8 @@ class RankFile {
 
 // Removes a checkpoint so that at no time something half-removed has a checkpoint's name.
 Status remove_checkpoint(const std::string& output, int64_t step) {
-  const std::string dead =
-      join_path(output, fmt::format("{}removed-{}-{}", kTemporary, step_name(step), make_nonce()));
+  const std::string dead = join_path(
+      output, fmt::format("{}removed-{}-{}", kTemporaryPrefix, step_name(step), make_nonce()));
   AMXT_TRY(rename_path(join_path(output, step_name(step)), dead));
   return remove_tree(dead);
 }
@@ -207,7 +202,7 @@ Result<std::string> make_temporary(const std::string& output, int64_t step) {
   const std::string path = join_path(output, step_name(step));
   if (path_exists(path))
     return Error(Code::kExists, fmt::format("{}: exists already", quote(path)));
-  const std::string name = fmt::format("{}{}-{}", kTemporary, step_name(step), make_nonce());
+  const std::string name = fmt::format("{}{}-{}", kTemporaryPrefix, step_name(step), make_nonce());
   AMXT_TRY(make_directory(join_path(output, name)));
   return name;
 }
@@ -224,7 +219,7 @@ Status check_same_step(const std::vector<std::string>& all, int64_t step) {
 
 // The names by which the ranks of a job find each other in a directory.
 std::string nonce_path(const std::string& output, const std::string& nonce) {
-  return join_path(output, fmt::format("{}nonce-{}", kTemporary, nonce));
+  return join_path(output, fmt::format("{}nonce-{}", kTemporaryPrefix, nonce));
 }
 
 Result<std::string> begin_check(const std::string& output, int64_t bytes) {

@@ -38,16 +38,6 @@ std::string address_text(const sockaddr* address, int port) {
   return fmt::format("{}:{}", text, port);
 }
 
-// With nobody listening, the kernel may choose the wanted port as the source port too: then a socket
-// meets itself.
-bool is_own_end(int fd) {
-  sockaddr_storage near{}, far{};
-  socklen_t near_length = sizeof near, far_length = sizeof far;
-  return getsockname(fd, reinterpret_cast<sockaddr*>(&near), &near_length) == 0 &&
-         getpeername(fd, reinterpret_cast<sockaddr*>(&far), &far_length) == 0 &&
-         near_length == far_length && std::memcmp(&near, &far, near_length) == 0;
-}
-
 }  // namespace
 
 Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
@@ -92,6 +82,14 @@ Result<std::vector<Address>> resolve(const std::string& host, int port) {
   return addresses;
 }
 
+bool meets_itself(int fd) {
+  sockaddr_storage near{}, far{};
+  socklen_t near_length = sizeof near, far_length = sizeof far;
+  return getsockname(fd, reinterpret_cast<sockaddr*>(&near), &near_length) == 0 &&
+         getpeername(fd, reinterpret_cast<sockaddr*>(&far), &far_length) == 0 &&
+         near_length == far_length && std::memcmp(&near, &far, near_length) == 0;
+}
+
 Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
   Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket) return system_error("socket", errno);
@@ -104,7 +102,7 @@ Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
     getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
     if (error != 0) return system_error("connect", error);
   }
-  if (is_own_end(socket.get())) {
+  if (meets_itself(socket.get())) {
     return system_error("connect", ECONNREFUSED);
   }
   const int on = 1;

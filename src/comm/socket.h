@@ -46,6 +46,9 @@ Result<std::vector<Address>> resolve(const std::string& host, int port);
 // Connects, non-blocking from then on, with TCP_NODELAY. kTimeout at the deadline; the errno is in the error.
 Result<Descriptor> connect_tcp(const Address& address, Deadline deadline);
 
+// With nobody listening on an ephemeral port, the kernel may choose it as the source port too: then a TCP socket is connected to itself.
+bool meets_itself(int fd);
+
 // Exactly that many bytes. kTimeout at the deadline, kIo (with the errno, 0 for an orderly close) when the peer is gone.
 Status send_all(int fd, std::string_view bytes, Deadline deadline);
 Status receive_all(int fd, char* bytes, size_t count, Deadline deadline);

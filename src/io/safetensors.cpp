@@ -614,9 +614,10 @@ Result<PlannedHeader> plan_header(const std::vector<TensorPlan>& tensors,
 
 }  // namespace
 
-Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path,
-                                                    std::vector<TensorPlan> tensors,
-                                                    std::map<std::string, std::string> metadata) {
+// All of a writer but its file.
+Result<SafetensorsWriter> SafetensorsWriter::plan(
+    const std::string& path, std::vector<TensorPlan> tensors,
+    const std::map<std::string, std::string>& metadata, std::string* text) {
   auto header = plan_header(tensors, metadata);
   if (!header) return std::move(header).error().in(quote(path));
   SafetensorsWriter writer;
@@ -632,10 +633,33 @@ Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path,
   }
   writer.written_ = std::make_unique<std::atomic<int64_t>[]>(writer.tensors_.size());
   writer.header_bytes_ = header->text.size();
+  *text = std::move(header->text);
+  return writer;
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::create(const std::string& path,
+                                                    std::vector<TensorPlan> tensors,
+                                                    std::map<std::string, std::string> metadata) {
+  std::string header;
+  AMXT_ASSIGN(SafetensorsWriter writer, plan(path, std::move(tensors), metadata, &header));
   AMXT_ASSIGN(writer.file_, File::create(path));
   AMXT_TRY(writer.file_.reserve(writer.file_bytes_));
   // The length stays 0, which no reader takes for a header, until every byte has been given.
-  AMXT_TRY(writer.file_.write_at(kLengthBytes, std::as_bytes(std::span(header->text))));
+  AMXT_TRY(writer.file_.write_at(kLengthBytes, std::as_bytes(std::span(header))));
+  return writer;
+}
+
+Result<SafetensorsWriter> SafetensorsWriter::open(const std::string& path,
+                                                  std::vector<TensorPlan> tensors,
+                                                  std::map<std::string, std::string> metadata) {
+  std::string header;
+  AMXT_ASSIGN(SafetensorsWriter writer, plan(path, std::move(tensors), metadata, &header));
+  AMXT_ASSIGN(writer.file_, File::open_write(path));
+  AMXT_ASSIGN(const int64_t bytes, writer.file_.size());
+  if (bytes != writer.file_bytes_) {
+    return file_error(writer.file_, Code::kMismatch,
+                      fmt::format("{} bytes, {} are planned", bytes, writer.file_bytes_));
+  }
   return writer;
 }
 
@@ -668,6 +692,16 @@ Status SafetensorsWriter::finish() {
                                     quote(tensors_[i].name), written, tensors_[i].bytes()));
     }
   }
+  return finish_shared();
+}
+
+int64_t SafetensorsWriter::bytes_given() const {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < tensors_.size(); ++i) bytes += written_[i].load(std::memory_order_relaxed);
+  return bytes;
+}
+
+Status SafetensorsWriter::finish_shared() {
   unsigned char raw[kLengthBytes];
   for (size_t i = 0; i < sizeof raw; ++i)
     raw[i] = static_cast<unsigned char>(header_bytes_ >> (8 * i));

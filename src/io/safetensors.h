@@ -71,14 +71,28 @@ class SafetensorsWriter {
   static Result<SafetensorsWriter> create(const std::string& path, std::vector<TensorPlan> tensors,
                                           std::map<std::string, std::string> metadata = {});
 
+  // A file that another process has created with the same plan, to write some of its rows. The creator alone ends it, by
+  // finish_shared().
+  static Result<SafetensorsWriter> open(const std::string& path, std::vector<TensorPlan> tensors,
+                                        std::map<std::string, std::string> metadata = {});
+
   const std::vector<TensorEntry>& tensors() const { return tensors_; }
   const TensorEntry* find(std::string_view name) const;
   // Bytes at `offset` within the tensor; may be called from several threads for different ranges.
   Status write(const TensorEntry& tensor, int64_t offset, std::span<const std::byte> data);
   int64_t file_bytes() const { return file_bytes_; }
   Status finish();
+  int64_t bytes_given() const;  // through this writer
+  // What was given through this writer is on disk.
+  Status sync() const { return file_.sync(); }
+  // Like finish(), for a file to which others wrote too: the caller knows that all bytes were given and synced.
+  Status finish_shared();
 
  private:
+  static Result<SafetensorsWriter> plan(const std::string& path, std::vector<TensorPlan> tensors,
+                                        const std::map<std::string, std::string>& metadata,
+                                        std::string* header);
+
   File file_;
   int64_t file_bytes_ = 0;
   uint64_t header_bytes_ = 0;
