@@ -3,11 +3,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <fstream>
 #include <mutex>
 #include <set>
 
 #include "base/dtype.h"
 #include "kernels/optimizer.h"
+#include "model/random_weights.h"
 #include "small_model.h"
 #include "thread_group.h"
 
@@ -238,6 +240,62 @@ TEST(LoadModel, another_model_is_refused_by_the_tensor_that_differs) {
         return status;
       },
       Code::kMismatch, "");
+}
+
+// A number of /proc/self/`file`.
+int64_t process_number(const char* file, const std::string& key) {
+  std::ifstream in(std::string("/proc/self/") + file);
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with(key)) return std::stoll(line.substr(key.size()));
+  }
+  return -1;
+}
+
+void reset_peak() { std::ofstream("/proc/self/clear_refs") << 5; }
+
+// Tensors of many blocks: each byte is read once over all ranks, and nothing of the model's size is held beside the state.
+TEST(LoadModel, a_large_model_is_read_once_and_in_blocks) {
+  TemporaryFolder folder;
+  model::RandomModelOptions options;
+  options.config_text =
+      R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 20000, "hidden_size": 1024,)"
+      R"( "intermediate_size": 1056, "num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 16,)"
+      R"( "max_position_embeddings": 128, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "tie_word_embeddings": true})";
+  options.config_name = "config.json";
+  options.directory = folder / "model";
+  options.shard_bytes = 30'000'000;
+  ASSERT_GOOD(model::write_random_model(options, [](const model::WriteProgress&) { return true; }));
+  const auto model = model::ModelDirectory::open(folder / "model");
+  ASSERT_GOOD(model);
+  const store::Layout layout(model->config(), 3);
+  const int64_t read_before = process_number("io", "rchar:");
+  reset_peak();
+  const int64_t peak_before = process_number("status", "VmHWM:");
+  run_ranks(3, [&](comm::Group& group) {
+    auto parameters = store::Parameters<float>::create(&layout, &group, {}, Deadline::never());
+    ASSERT_GOOD(parameters);
+    ASSERT_GOOD(load_model(*model, **parameters, group, {}, Deadline::never(), nullptr));
+    if (group.rank() == 0) {
+      const int64_t read = process_number("io", "rchar:") - read_before;
+      EXPECT_LE(read, model->total_bytes() + model->total_bytes() / 100);
+      EXPECT_GE(read, model->total_bytes() - model->total_bytes() / 100);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+      // The weights as fp32, mapped by three ranks of one process; four blocks for each rank; and some for the process itself.
+      const int64_t peak = (process_number("status", "VmHWM:") - peak_before) * 1024;
+      EXPECT_LE(peak, 3 * layout.shared_elements() * 4 + 3 * (16 << 20) + (8 << 20));
+#endif
+      for (size_t tensor = 0; tensor < layout.specs().size(); ++tensor) {
+        const model::TensorSpec& spec = layout.specs()[tensor];
+        std::vector<uint16_t> expected(static_cast<size_t>(spec.elements()));
+        model::random_elements(model->config(), spec, options.seed, 0, spec.elements(),
+                               expected.data());
+        const float* weights = (*parameters)->tensor(static_cast<int64_t>(tensor));
+        for (size_t i = 0; i < expected.size(); ++i)
+          ASSERT_EQ(weights[i], to_float(bf16{expected[i]})) << spec.name << " element " << i;
+      }
+    }
+    ASSERT_GOOD(group.barrier(Deadline::never()));
+  });
 }
 
 }  // namespace
