@@ -10,10 +10,10 @@ dependencies:
 	@tools/install-dependencies.sh $(if $(filter check,$(MAKECMDGOALS)),check,build)
 	@tools/fetch-onednn.sh
 
-# build/release/bin/amxtrain and build/release/lib/libamxtrain.so
+# build/release/bin/amxtrain and build/release/lib/libamxtrain.so; the tests are built by unit and check
 build: dependencies
 	cmake --preset release
-	cmake --build --preset release --parallel $(JOBS)
+	cmake --build --preset release --parallel $(JOBS) --target product
 
 install: build
 	cmake --install build/release --prefix $(abspath $(PREFIX))
@@ -22,6 +22,7 @@ demo: build
 	tools/demo.sh
 
 unit: build
+	cmake --build --preset release --parallel $(JOBS)
 	ctest --preset release --label-regex unit --parallel $(JOBS)
 
 check:

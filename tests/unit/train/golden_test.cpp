@@ -82,7 +82,7 @@ TEST_P(GoldenTest, Bfloat16IsAsCloseToFloat32AsTorchsBfloat16) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, testing::ValuesIn(golden_names()), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, testing::ValuesIn(golden_names()), [](const auto& test) { return test.param; });
 
 TEST(GoldenPackedTest, DocumentsOfAPackedSequenceDoNotSeeEachOther) {
   const Golden golden("llama3_2");

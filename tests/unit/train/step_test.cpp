@@ -103,7 +103,7 @@ TEST_P(StepBitsTest, WorldsOfOneToEightGiveTheSameBitsInFloat32) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest, testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
-                         [](const auto& info) { return info.param; });
+                         [](const auto& test) { return test.param; });
 
 // All of the state that a step could change, of this rank.
 template <typename E>
