@@ -64,8 +64,10 @@ void measure(int ranks, Isa isa) {
   for (size_t m = 0; m < 4; ++m) {
     weights += kMatrices[m].N * kMatrices[m].K;
     for (int64_t s = 0; s < slots; ++s) {
-      x[m].push_back(random_bf16(kTokens * kMatrices[m].K, static_cast<uint32_t>(m * 100 + static_cast<size_t>(s))));
-      dy[m].push_back(random_bf16(kTokens * kMatrices[m].N, static_cast<uint32_t>(m * 100 + 50 + static_cast<size_t>(s))));
+      x[m].push_back(random_bf16(kTokens * kMatrices[m].K,
+                                 static_cast<uint32_t>(m * 100 + static_cast<size_t>(s))));
+      dy[m].push_back(random_bf16(kTokens * kMatrices[m].N,
+                                  static_cast<uint32_t>(m * 100 + 50 + static_cast<size_t>(s))));
       arena += kTokens * (kMatrices[m].K + kMatrices[m].N) * 2;
     }
   }
@@ -90,7 +92,8 @@ void measure(int ranks, Isa isa) {
           for (int64_t row = N / ranks * rank; row < N / ranks * (rank + 1); row += kRows) {
             const int64_t n = std::min(kRows, N / ranks * (rank + 1) - row);
             for (int64_t s = 0; s < slots; ++s) {
-              check(gemm->grad_weight(kTokens, n, K, dy[m][static_cast<size_t>(s)].as<bf16>() + row, N, x[m][static_cast<size_t>(s)].as<bf16>(), K,
+              check(gemm->grad_weight(kTokens, n, K, dy[m][static_cast<size_t>(s)].as<bf16>() + row,
+                                      N, x[m][static_cast<size_t>(s)].as<bf16>(), K,
                                       block.as<float>(), K, s > 0));
             }
             kernels::convert(isa, n * K, block.as<float>(), to);
@@ -105,7 +108,9 @@ void measure(int ranks, Isa isa) {
           for (int64_t row = 0; row < N; row += kRows) {
             for (int64_t a = 0; a < kMicroBatches; ++a) {
               const auto s = static_cast<size_t>(a * ranks + rank);
-              check(gemm->grad_weight(kTokens, std::min(kRows, N - row), K, dy[m][s].as<bf16>() + row, N, x[m][s].as<bf16>(), K, own + row * K, K, a > 0));
+              check(gemm->grad_weight(kTokens, std::min(kRows, N - row), K,
+                                      dy[m][s].as<bf16>() + row, N, x[m][s].as<bf16>(), K,
+                                      own + row * K, K, a > 0));
             }
           }
           own += N * K;
@@ -116,7 +121,9 @@ void measure(int ranks, Isa isa) {
         for (int64_t at = part * rank; at < part * (rank + 1); at += 8192) {
           const int64_t n = std::min<int64_t>(8192, part * (rank + 1) - at);
           std::memset(block.data(), 0, static_cast<size_t>(n) * 4);
-          for (int peer = 0; peer < ranks; ++peer) kernels::accumulate(isa, n, full[static_cast<size_t>(peer)].as<float>() + at, block.as<float>());
+          for (int peer = 0; peer < ranks; ++peer)
+            kernels::accumulate(isa, n, full[static_cast<size_t>(peer)].as<float>() + at,
+                                block.as<float>());
           kernels::convert(isa, n, block.as<float>(), to);
           to += n;
         }
@@ -129,10 +136,12 @@ void measure(int ranks, Isa isa) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  std::printf("{\"ranks\": %d, \"isa\": \"%s\", \"tokens_per_rank\": %ld, \"owner_seconds\": %.4f, \"reduce_seconds\": %.4f, "
-              "\"owner_bytes\": %ld, \"reduce_bytes\": %ld}\n",
-              ranks, isa_name(isa), static_cast<long>(kTokens * kMicroBatches), median(owner_seconds), median(reduce_seconds), static_cast<long>(arena),
-              static_cast<long>(ranks * weights * 4));
+  std::printf(
+      "{\"ranks\": %d, \"isa\": \"%s\", \"tokens_per_rank\": %ld, \"owner_seconds\": %.4f, "
+      "\"reduce_seconds\": %.4f, "
+      "\"owner_bytes\": %ld, \"reduce_bytes\": %ld}\n",
+      ranks, isa_name(isa), static_cast<long>(kTokens * kMicroBatches), median(owner_seconds),
+      median(reduce_seconds), static_cast<long>(arena), static_cast<long>(ranks * weights * 4));
 }
 
 }  // namespace

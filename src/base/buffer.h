@@ -16,7 +16,8 @@ class Buffer {
   // kOutOfMemory naming `what` and the size. Pages are touched only when used.
   static Result<Buffer> allocate(int64_t bytes, const char* what);
   ~Buffer() { reset(); }
-  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
     if (this != &other) {
       reset();

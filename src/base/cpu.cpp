@@ -84,7 +84,8 @@ std::optional<std::string> request_amx() {
   if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return std::nullopt;
   const int error = errno;
   if (error == ENOSPC) {
-    return "the kernel refused AMX: the alternate signal stack of some thread is too small (ENOSPC)";
+    return "the kernel refused AMX: the alternate signal stack of some thread is too small "
+           "(ENOSPC)";
   }
   return fmt::format("the kernel refused AMX: {}", std::strerror(error));
 }
@@ -100,9 +101,10 @@ Result<CpuIsa> read_isa() {
     const auto* at = std::find_if(std::begin(kNames), end,
                                   [&](const char* name) { return std::strcmp(name, cap) == 0; });
     if (at == end) {
-      return Error(Code::kInvalidArgument,
-                   fmt::format("AMXTRAIN_MAX_ISA is {}; it is one of avx2, avx512, avx512_bf16, amx",
-                               quote(cap)));
+      return Error(
+          Code::kInvalidArgument,
+          fmt::format("AMXTRAIN_MAX_ISA is {}; it is one of avx2, avx512, avx512_bf16, amx",
+                      quote(cap)));
     }
     isa.cap = cap;
     const Isa limit = static_cast<Isa>(at - std::begin(kNames));
@@ -144,7 +146,8 @@ std::vector<std::string> cgroup_folders(const std::string& controller) {
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string list = "," + line.substr(first + 1, second - first - 1) + ",";
-    const bool match = controller.empty() ? list == ",," : list.find("," + controller + ",") != std::string::npos;
+    const bool match =
+        controller.empty() ? list == ",," : list.find("," + controller + ",") != std::string::npos;
     if (match) path = line.substr(second + 1);
   }
   const std::string root = controller.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/" + controller;

@@ -17,11 +17,13 @@ enum class Isa : int32_t { kAvx2 = 0, kAvx512 = 1, kAvx512Bf16 = 2, kAmx = 3 };
 const char* isa_name(Isa isa);
 
 struct CpuIsa {
-  Isa detected = Isa::kAvx2;   // what CPU and operating system offer
-  Isa chosen = Isa::kAvx2;     // what kernels use: detected, capped by AMXTRAIN_MAX_ISA, less a refused AMX permission
-  std::string cap;             // value of AMXTRAIN_MAX_ISA, empty when unset
-  std::string reason;          // one line: why `chosen` is not higher, or "" when it is the highest there is
-  bool baseline = true;        // x86-64-v3
+  Isa detected = Isa::kAvx2;  // what CPU and operating system offer
+  Isa chosen = Isa::
+      kAvx2;  // what kernels use: detected, capped by AMXTRAIN_MAX_ISA, less a refused AMX permission
+  std::string cap;  // value of AMXTRAIN_MAX_ISA, empty when unset
+  std::string
+      reason;  // one line: why `chosen` is not higher, or "" when it is the highest there is
+  bool baseline = true;  // x86-64-v3
 };
 
 // Read once per process, at the first call (AMXTRAIN_MAX_ISA and the AMX permission are the process's). An unknown value of
@@ -30,13 +32,13 @@ Result<const CpuIsa*> cpu_isa();
 
 // Physical limits that threads are chosen from.
 struct CpuLimits {
-  std::vector<int> affinity;   // CPUs in the affinity mask, ascending
-  double cgroup_cpus = 0;      // quota of cgroup v1 or v2 in CPUs, 0 when unlimited
-  int64_t memory_bytes = 0;    // MemTotal
+  std::vector<int> affinity;  // CPUs in the affinity mask, ascending
+  double cgroup_cpus = 0;     // quota of cgroup v1 or v2 in CPUs, 0 when unlimited
+  int64_t memory_bytes = 0;   // MemTotal
   int64_t memory_available_bytes = 0;
-  int64_t cgroup_memory_bytes = 0;       // limit, 0 when unlimited
+  int64_t cgroup_memory_bytes = 0;  // limit, 0 when unlimited
   int64_t cgroup_memory_used_bytes = 0;
-  std::string model_name;      // from /proc/cpuinfo
+  std::string model_name;  // from /proc/cpuinfo
 };
 CpuLimits cpu_limits();
 

@@ -7,7 +7,21 @@
 
 namespace amxt {
 
-enum class DType : int32_t { kF32 = 0, kBF16 = 1, kF16 = 2, kI32 = 3, kI64 = 4, kU8 = 5, kU16 = 6, kU32 = 7, kI8 = 8, kI16 = 9, kU64 = 10, kF64 = 11, kBool = 12 };
+enum class DType : int32_t {
+  kF32 = 0,
+  kBF16 = 1,
+  kF16 = 2,
+  kI32 = 3,
+  kI64 = 4,
+  kU8 = 5,
+  kU16 = 6,
+  kU32 = 7,
+  kI8 = 8,
+  kI16 = 9,
+  kU64 = 10,
+  kF64 = 11,
+  kBool = 12
+};
 
 constexpr int64_t dtype_bytes(DType dtype) {
   switch (dtype) {

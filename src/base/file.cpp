@@ -29,7 +29,9 @@ int injected(std::string_view operation, const std::string& path) {
   return fault() ? fault()(operation, path) : 0;
 }
 
-Error path_error(const std::string& path, int sys_errno) { return system_error(quote(path), sys_errno); }
+Error path_error(const std::string& path, int sys_errno) {
+  return system_error(quote(path), sys_errno);
+}
 
 const char* kind_of(mode_t mode) {
   if (S_ISDIR(mode)) return "a directory";
@@ -44,17 +46,19 @@ const char* kind_of(mode_t mode) {
 constexpr int kReadFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
 
 Status require_regular(int fd, const std::string& path) {
-  struct stat info {};
+  struct stat info{};
   if (fstat(fd, &info) != 0) return path_error(path, errno);
   if (!S_ISREG(info.st_mode)) {
-    return Error(Code::kFormat, fmt::format("{}: is {}, not a regular file", quote(path), kind_of(info.st_mode)));
+    return Error(Code::kFormat,
+                 fmt::format("{}: is {}, not a regular file", quote(path), kind_of(info.st_mode)));
   }
   return {};
 }
 
 }  // namespace
 
-File::File(File&& other) noexcept : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
+File::File(File&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)), path_(std::move(other.path_)) {}
 
 File& File::operator=(File&& other) noexcept {
   if (this != &other) {
@@ -95,7 +99,12 @@ Result<File> File::open_read_beneath(const std::string& directory, const std::st
   ::close(folder);
   if (fd < 0 && (error == EXDEV || error == ELOOP)) {
     // Model caches keep shards as symlinks to a sibling folder of blobs; the user chose that folder, the index did not.
-    return Error(Code::kFormat, fmt::format("{}: a symbolic link that leaves its directory; put a copy or a hard link in its place", quote(path)), error);
+    return Error(
+        Code::kFormat,
+        fmt::format(
+            "{}: a symbolic link that leaves its directory; put a copy or a hard link in its place",
+            quote(path)),
+        error);
   }
   if (fd < 0) return path_error(path, error);
   File file(fd, path);
@@ -127,7 +136,7 @@ Result<File> File::open_append(const std::string& path) {
 }
 
 Result<int64_t> File::size() const {
-  struct stat info {};
+  struct stat info{};
   if (fstat(fd_, &info) != 0) return path_error(path_, errno);
   return static_cast<int64_t>(info.st_size);
 }
@@ -139,7 +148,8 @@ Status File::read_at(int64_t offset, std::span<std::byte> data) const {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return path_error(path_, errno);
     if (n == 0) {
-      return Error(Code::kCorrupt, fmt::format("{}: ends at offset {}, {} bytes too early", quote(path_), offset, data.size()));
+      return Error(Code::kCorrupt, fmt::format("{}: ends at offset {}, {} bytes too early",
+                                               quote(path_), offset, data.size()));
     }
     data = data.subspan(static_cast<size_t>(n));
     offset += n;
@@ -200,7 +210,9 @@ Result<std::string> read_text_file(const std::string& path, int64_t limit) {
   AMXT_ASSIGN(File file, File::open_read(path));
   AMXT_ASSIGN(const int64_t size, file.size());
   if (size > limit) {
-    return Error(Code::kFormat, fmt::format("{}: {} bytes, more than the {} that such a file may have", quote(path), size, limit));
+    return Error(Code::kFormat,
+                 fmt::format("{}: {} bytes, more than the {} that such a file may have",
+                             quote(path), size, limit));
   }
   std::string text(static_cast<size_t>(size), '\0');
   AMXT_TRY(file.read_at(0, std::as_writable_bytes(std::span(text))));
@@ -224,7 +236,9 @@ Status make_directory(const std::string& path) {
   if (::mkdir(path.c_str(), 0755) == 0) return {};
   const int error = errno;
   if (error == EEXIST && is_directory(path)) return {};
-  if (error == EEXIST) return Error(Code::kExists, fmt::format("{}: exists and is not a directory", quote(path)), error);
+  if (error == EEXIST)
+    return Error(Code::kExists, fmt::format("{}: exists and is not a directory", quote(path)),
+                 error);
   return path_error(path, error);
 }
 
@@ -254,17 +268,19 @@ Status rename_path(const std::string& from, const std::string& to) {
 
 Status exchange_paths(const std::string& a, const std::string& b) {
   int error = injected("exchange", b);
-  if (error == 0 && ::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) != 0) error = errno;
+  if (error == 0 && ::renameat2(AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), RENAME_EXCHANGE) != 0)
+    error = errno;
   if (error == 0) return {};
   if (error == ENOSYS || error == EINVAL || error == EOPNOTSUPP) {
-    return Error(Code::kUnsupported, fmt::format("{}: the file system exchanges no names", quote(b)), error);
+    return Error(Code::kUnsupported,
+                 fmt::format("{}: the file system exchanges no names", quote(b)), error);
   }
   return path_error(b, error);
 }
 
 Status remove_tree(const std::string& path) {
   if (const int error = injected("remove", path)) return path_error(path, error);
-  struct stat info {};
+  struct stat info{};
   if (::lstat(path.c_str(), &info) != 0) {
     if (errno == ENOENT) return {};
     return path_error(path, errno);
@@ -315,24 +331,25 @@ Result<std::vector<std::string>> list_directory(const std::string& path) {
 }
 
 bool path_exists(const std::string& path) {
-  struct stat info {};
+  struct stat info{};
   return ::lstat(path.c_str(), &info) == 0;
 }
 
 bool is_directory(const std::string& path) {
-  struct stat info {};
+  struct stat info{};
   return ::stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
 bool is_plain_name(std::string_view name) {
   if (name.empty() || name == "." || name == ".." || name.size() > 255) return false;
   return std::all_of(name.begin(), name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '_' || c == '-';
   });
 }
 
 Result<int64_t> free_bytes(const std::string& directory) {
-  struct statvfs info {};
+  struct statvfs info{};
   if (::statvfs(directory.c_str(), &info) != 0) return path_error(directory, errno);
   return static_cast<int64_t>(info.f_bavail) * static_cast<int64_t>(info.f_frsize);
 }

@@ -62,13 +62,13 @@ Result<std::string> read_text_file(const std::string& path, int64_t limit);
 // Writes `path`.tmp, syncs, renames over `path`, syncs the folder.
 Status write_text_file_atomically(const std::string& path, std::string_view text);
 
-Status make_directory(const std::string& path);          // an existing one is fine
-Status make_directories(const std::string& path);        // with parents
+Status make_directory(const std::string& path);    // an existing one is fine
+Status make_directories(const std::string& path);  // with parents
 Status sync_directory(const std::string& path);
 Status rename_path(const std::string& from, const std::string& to);
 // Two paths change places in one step; kUnsupported where the file system can't.
 Status exchange_paths(const std::string& a, const std::string& b);
-Status remove_tree(const std::string& path);             // missing is fine; does not follow symlinks
+Status remove_tree(const std::string& path);  // missing is fine; does not follow symlinks
 // Symlink `path` -> `target` (relative), replaced atomically.
 Status replace_symlink(const std::string& target, const std::string& path);
 Result<std::string> read_symlink(const std::string& path);

@@ -10,7 +10,8 @@
 
 namespace amxt {
 
-void futex_wait(const std::atomic<uint32_t>* word, uint32_t expected, FutexScope scope, Deadline deadline) {
+void futex_wait(const std::atomic<uint32_t>* word, uint32_t expected, FutexScope scope,
+                Deadline deadline) {
   timespec left{};
   timespec* timeout = nullptr;
   if (!deadline.is_never()) {

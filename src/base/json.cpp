@@ -107,7 +107,8 @@ class Builder final : public nlohmann::json_sax<Json> {
 // "[json.exception.parse_error.101] parse error at line 1, column 2: syntax error ... - invalid literal; last read: ..."
 std::string parse_reason(std::string_view what) {
   if (const size_t at = what.find("] "); at != std::string_view::npos) what.remove_prefix(at + 2);
-  if (const size_t at = what.find(": "); what.starts_with("parse error") && at != std::string_view::npos) {
+  if (const size_t at = what.find(": ");
+      what.starts_with("parse error") && at != std::string_view::npos) {
     what.remove_prefix(at + 2);
   }
   return std::string(what.substr(0, what.find("; last read")));

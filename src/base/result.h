@@ -112,11 +112,11 @@ using Status = Result<void>;
 }  // namespace amxt
 
 // Leaves the function with the error of `expression` (a Result), if it has one.
-#define AMXT_TRY(expression)                                           \
-  do {                                                                 \
-    if (auto amxt_result = (expression); !amxt_result) {               \
-      return std::move(amxt_result).error();                           \
-    }                                                                  \
+#define AMXT_TRY(expression)                             \
+  do {                                                   \
+    if (auto amxt_result = (expression); !amxt_result) { \
+      return std::move(amxt_result).error();             \
+    }                                                    \
   } while (false)
 
 #define AMXT_CONCAT_INNER(a, b) a##b
@@ -125,7 +125,7 @@ using Status = Result<void>;
 // Defines or assigns `target` from a Result, or leaves the function with its error.
 #define AMXT_ASSIGN(target, expression) \
   AMXT_ASSIGN_INNER(AMXT_CONCAT(amxt_result_, __LINE__), target, expression)
-#define AMXT_ASSIGN_INNER(result, target, expression)   \
-  auto result = (expression);                           \
-  if (!result) return std::move(result).error();        \
+#define AMXT_ASSIGN_INNER(result, target, expression) \
+  auto result = (expression);                         \
+  if (!result) return std::move(result).error();      \
   target = std::move(result).value()

@@ -43,8 +43,8 @@ Result<std::unique_ptr<ThreadPool>> ThreadPool::create(const Options& options) {
     try {
       pool->workers_.emplace_back([raw = pool.get(), thread] { raw->work(thread); });
     } catch (const std::system_error& e) {
-      return Error(Code::kOutOfMemory,
-                   fmt::format("thread {} of {} could not be started: {}", thread + 1, options.threads, e.what()));
+      return Error(Code::kOutOfMemory, fmt::format("thread {} of {} could not be started: {}",
+                                                   thread + 1, options.threads, e.what()));
     }
   }
   return pool;
@@ -70,13 +70,15 @@ void ThreadPool::take_tasks(int thread) {
 }
 
 void ThreadPool::work(int thread) {
-  if (!options_.cpus.empty()) pin_to(options_.cpus[static_cast<size_t>(thread) % options_.cpus.size()]);
+  if (!options_.cpus.empty())
+    pin_to(options_.cpus[static_cast<size_t>(thread) % options_.cpus.size()]);
   uint32_t seen = 0;
   for (;;) {
     seen = wait_change(&generation_, seen, options_.spin_us);
     if (stop_.load(std::memory_order_relaxed)) return;
     take_tasks(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) futex_wake_all(&busy_, FutexScope::kPrivate);
+    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1)
+      futex_wake_all(&busy_, FutexScope::kPrivate);
   }
 }
 
@@ -98,8 +100,10 @@ void ThreadPool::run(int64_t tasks, FunctionRef<void(int64_t, int)> task) {
   }
 }
 
-void ThreadPool::run_blocks(int64_t count, int64_t block, FunctionRef<void(int64_t, int64_t)> task) {
-  run((count + block - 1) / block, [&](int64_t i, int) { task(i * block, std::min(count, (i + 1) * block)); });
+void ThreadPool::run_blocks(int64_t count, int64_t block,
+                            FunctionRef<void(int64_t, int64_t)> task) {
+  run((count + block - 1) / block,
+      [&](int64_t i, int) { task(i * block, std::min(count, (i + 1) * block)); });
 }
 
 }  // namespace amxt

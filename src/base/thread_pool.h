@@ -19,9 +19,10 @@ namespace amxt {
 class ThreadPool {
  public:
   struct Options {
-    int threads = 1;          // including the caller of run()
-    std::vector<int> cpus;    // CPU of each thread; empty: unpinned. cpus[0] is for the caller (pin_caller)
-    int spin_us = 30;         // 0 when threads of all ranks exceed the cores
+    int threads = 1;  // including the caller of run()
+    std::vector<int>
+        cpus;  // CPU of each thread; empty: unpinned. cpus[0] is for the caller (pin_caller)
+    int spin_us = 30;  // 0 when threads of all ranks exceed the cores
   };
 
   // kOutOfMemory (with the errno text) when a thread can't be started.

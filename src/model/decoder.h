@@ -23,18 +23,18 @@ namespace amxt::model {
 // Weights of one layer; absent biases and norms are null.
 template <typename E>
 struct LayerWeights {
-  const E* input_norm = nullptr;   // [D]
-  const E* qkv = nullptr;          // [Q + 2 KV, D]
-  const E* qkv_bias = nullptr;     // [Q + 2 KV]
-  const E* query_norm = nullptr;   // [head_dim]
-  const E* key_norm = nullptr;     // [head_dim]
-  const E* output = nullptr;       // [D, Q]
-  const E* output_bias = nullptr;  // [D]
-  const E* post_norm = nullptr;    // [D]
-  const E* gate_up = nullptr;      // [2 I, D]
-  const E* gate_up_bias = nullptr; // [2 I]
-  const E* down = nullptr;         // [D, I]
-  const E* down_bias = nullptr;    // [D]
+  const E* input_norm = nullptr;    // [D]
+  const E* qkv = nullptr;           // [Q + 2 KV, D]
+  const E* qkv_bias = nullptr;      // [Q + 2 KV]
+  const E* query_norm = nullptr;    // [head_dim]
+  const E* key_norm = nullptr;      // [head_dim]
+  const E* output = nullptr;        // [D, Q]
+  const E* output_bias = nullptr;   // [D]
+  const E* post_norm = nullptr;     // [D]
+  const E* gate_up = nullptr;       // [2 I, D]
+  const E* gate_up_bias = nullptr;  // [2 I]
+  const E* down = nullptr;          // [D, I]
+  const E* down_bias = nullptr;     // [D]
 };
 
 // Rows of a micro-batch: `samples` sequences of `sequence` positions each.
@@ -53,12 +53,12 @@ enum class Keep : int32_t { kInputs = 0, kAttention = 1, kAll = 2 };
 // What a forward keeps of one layer and micro-batch besides its input; null members were not kept.
 template <typename E>
 struct Kept {
-  E* attention = nullptr;     // [M, Q]
-  float* lse = nullptr;       // [samples, heads, T]
-  E* qkv_raw = nullptr;       // [M, Q + 2 KV] before q/k norm; only with qk_norm
-  E* qkv = nullptr;           // [M, Q + 2 KV] after bias, norm and rotation
-  E* middle = nullptr;        // [M, D] after attention's residual addition
-  E* gate_up = nullptr;       // [M, 2 I]
+  E* attention = nullptr;  // [M, Q]
+  float* lse = nullptr;    // [samples, heads, T]
+  E* qkv_raw = nullptr;    // [M, Q + 2 KV] before q/k norm; only with qk_norm
+  E* qkv = nullptr;        // [M, Q + 2 KV] after bias, norm and rotation
+  E* middle = nullptr;     // [M, D] after attention's residual addition
+  E* gate_up = nullptr;    // [M, 2 I]
 };
 
 // Elements of E per row, and floats per row, that Kept needs at a level.
@@ -73,14 +73,14 @@ Kept<E> place_kept(const ModelConfig& config, Keep keep, int64_t rows, E* elemen
 // The pairs that gradients of weights are made of: dW = dY^T X.
 template <typename E>
 struct LayerGradients {
-  E* normed = nullptr;      // X of qkv [M, D]
-  E* dqkv = nullptr;        // dY of qkv [M, Q + 2 KV]
-  E* attention = nullptr;   // X of output [M, Q]
-  E* dmiddle = nullptr;     // dY of output [M, D]
-  E* normed_post = nullptr; // X of gate_up [M, D]
-  E* dgate_up = nullptr;    // dY of gate_up [M, 2 I]
-  E* activated = nullptr;   // X of down [M, I]
-  E* dout = nullptr;        // dY of down [M, D]
+  E* normed = nullptr;           // X of qkv [M, D]
+  E* dqkv = nullptr;             // dY of qkv [M, Q + 2 KV]
+  E* attention = nullptr;        // X of output [M, Q]
+  E* dmiddle = nullptr;          // dY of output [M, D]
+  E* normed_post = nullptr;      // X of gate_up [M, D]
+  E* dgate_up = nullptr;         // dY of gate_up [M, 2 I]
+  E* activated = nullptr;        // X of down [M, I]
+  E* dout = nullptr;             // dY of down [M, D]
   float* dinput_norm = nullptr;  // [D], sum over the micro-batch
   float* dpost_norm = nullptr;   // [D]
   float* dquery_norm = nullptr;  // [head_dim]
@@ -89,36 +89,44 @@ struct LayerGradients {
 int64_t layer_gradients_elements_per_row(const ModelConfig& config);
 int64_t layer_gradients_floats(const ModelConfig& config);  // per micro-batch
 template <typename E>
-LayerGradients<E> place_layer_gradients(const ModelConfig& config, int64_t rows, E* elements, float* floats);
+LayerGradients<E> place_layer_gradients(const ModelConfig& config, int64_t rows, E* elements,
+                                        float* floats);
 
 // Scratch and plans for layers of one shape; no allocation after create(). Used by one thread at a time (it runs its pool).
 template <typename E>
 class Decoder {
  public:
-  static Result<std::unique_ptr<Decoder>> create(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm,
-                                                 int64_t max_rows, int64_t max_sequence);
+  static Result<std::unique_ptr<Decoder>> create(const ModelConfig& config, ThreadPool* pool,
+                                                 Isa isa, kernels::Gemm<E>* gemm, int64_t max_rows,
+                                                 int64_t max_sequence);
 
   // y[M, D] = layer(x[M, D]); fills the non-null members of `kept`.
-  Status forward(const LayerWeights<E>& weights, const Rows& rows, const E* x, E* y, const Kept<E>& kept);
+  Status forward(const LayerWeights<E>& weights, const Rows& rows, const E* x, E* y,
+                 const Kept<E>& kept);
 
   // gradient[M, D]: of the layer's output on entry, of its input on return.
-  Status backward(const LayerWeights<E>& weights, const Rows& rows, const E* x, const Kept<E>& kept, E* gradient,
-                  const LayerGradients<E>& out);
+  Status backward(const LayerWeights<E>& weights, const Rows& rows, const E* x, const Kept<E>& kept,
+                  E* gradient, const LayerGradients<E>& out);
 
   int64_t scratch_bytes() const { return scratch_.bytes(); }
-  static int64_t scratch_bytes_needed(const ModelConfig& config, int64_t max_rows, int64_t max_sequence, int threads);
+  static int64_t scratch_bytes_needed(const ModelConfig& config, int64_t max_rows,
+                                      int64_t max_sequence, int threads);
 
  private:
   Decoder(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm)
       : config_(config), pool_(pool), isa_(isa), gemm_(gemm) {}
-  Status attention_half(const LayerWeights<E>& weights, const Rows& rows, const E* x, E* normed, E* qkv_raw, E* qkv, float* lse,
-                        E* attention, bool attention_known, E* middle);
-  Status mlp_first_half(const LayerWeights<E>& weights, const Rows& rows, const E* middle, E* normed, E* gate_up);
+  Status attention_half(const LayerWeights<E>& weights, const Rows& rows, const E* x, E* normed,
+                        E* qkv_raw, E* qkv, float* lse, E* attention, bool attention_known,
+                        E* middle);
+  Status mlp_first_half(const LayerWeights<E>& weights, const Rows& rows, const E* middle,
+                        E* normed, E* gate_up);
   void norm(int64_t rows, const E* x, const E* weight, E* y);
-  void norm_backward(int64_t rows, const E* x, const E* weight, const E* dy, const E* residual, E* dx, float* dweight);
+  void norm_backward(int64_t rows, const E* x, const E* weight, const E* dy, const E* residual,
+                     E* dx, float* dweight);
   void rotate(const Rows& rows, E* qkv, bool inverse);
   void head_norms(const Rows& rows, const LayerWeights<E>& weights, const E* raw, E* qkv);
-  void head_norms_backward(const Rows& rows, const LayerWeights<E>& weights, const E* raw, E* dqkv, float* dquery_norm, float* dkey_norm);
+  void head_norms_backward(const Rows& rows, const LayerWeights<E>& weights, const E* raw, E* dqkv,
+                           float* dquery_norm, float* dkey_norm);
   void add_bias(int64_t rows, int64_t columns, E* x, const E* bias);
   int64_t qkv_columns() const { return config_.query_size() + 2 * config_.kv_size(); }
 
@@ -137,8 +145,8 @@ class Decoder {
   E* middle_ = nullptr;
   E* gate_up_ = nullptr;
   E* activated_ = nullptr;
-  E* d_wide_ = nullptr;   // [M, max(I, Q)]
-  E* d_hidden_ = nullptr; // [M, D]
+  E* d_wide_ = nullptr;    // [M, max(I, Q)]
+  E* d_hidden_ = nullptr;  // [M, D]
   float* lse_ = nullptr;
   float* partial_ = nullptr;  // [row blocks, max(D, 2 head_dim)]
   std::byte* attention_scratch_ = nullptr;

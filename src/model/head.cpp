@@ -18,16 +18,20 @@ int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <typename E>
 int64_t Head<E>::scratch_bytes_needed(const ModelConfig& config, int64_t max_rows) {
-  const int64_t logits = std::min(max_rows, kLogitRows) * std::min(config.vocab_size, kVocabularyBlock);
-  return aligned(logits * 4) + aligned(max_rows * config.hidden_size * static_cast<int64_t>(sizeof(E))) +
+  const int64_t logits =
+      std::min(max_rows, kLogitRows) * std::min(config.vocab_size, kVocabularyBlock);
+  return aligned(logits * 4) +
+         aligned(max_rows * config.hidden_size * static_cast<int64_t>(sizeof(E))) +
          aligned(row_blocks(max_rows) * config.hidden_size * 4);
 }
 
 template <typename E>
-Result<std::unique_ptr<Head<E>>> Head<E>::create(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm,
+Result<std::unique_ptr<Head<E>>> Head<E>::create(const ModelConfig& config, ThreadPool* pool,
+                                                 Isa isa, kernels::Gemm<E>* gemm,
                                                  int64_t max_rows) {
   std::unique_ptr<Head> head(new Head(config, pool, isa, gemm));
-  AMXT_ASSIGN(head->scratch_, Buffer::allocate(scratch_bytes_needed(config, max_rows), "scratch of the head"));
+  AMXT_ASSIGN(head->scratch_,
+              Buffer::allocate(scratch_bytes_needed(config, max_rows), "scratch of the head"));
   std::byte* at = head->scratch_.data();
   head->logits_ = reinterpret_cast<float*>(at);
   at += aligned(std::min(max_rows, kLogitRows) * std::min(config.vocab_size, kVocabularyBlock) * 4);
@@ -51,7 +55,8 @@ template <typename E>
 void Head<E>::normalise(int64_t rows, const E* x, const E* weight, E* normed) {
   const int64_t D = config_.hidden_size;
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
-    kernels::rms_norm_forward(isa_, end - begin, D, x + begin * D, D, weight, static_cast<float>(config_.rms_norm_eps), normed + begin * D, D,
+    kernels::rms_norm_forward(isa_, end - begin, D, x + begin * D, D, weight,
+                              static_cast<float>(config_.rms_norm_eps), normed + begin * D, D,
                               nullptr);
   });
 }
@@ -64,15 +69,17 @@ void Head<E>::begin(int64_t rows, const LossRows& loss) {
 }
 
 template <typename E>
-Status Head<E>::forward_block(int64_t rows, const E* normed, const E* weight, int64_t first, int64_t count, const LossRows& loss) {
+Status Head<E>::forward_block(int64_t rows, const E* normed, const E* weight, int64_t first,
+                              int64_t count, const LossRows& loss) {
   const int64_t D = config_.hidden_size;
   for (int64_t row = 0; row < rows; row += kLogitRows) {
     const int64_t n = std::min(kLogitRows, rows - row);
     AMXT_TRY(gemm_->forward_float(n, count, D, normed + row * D, D, weight, D, logits_, count));
     pool_->run_blocks(n, kRowBlock, [&](int64_t begin, int64_t end) {
       const int64_t at = row + begin;
-      kernels::cross_entropy_accumulate(isa_, end - begin, count, logits_ + begin * count, count, first, loss.target + at, loss.maximum + at,
-                                        loss.sum + at, loss.target_logit + at);
+      kernels::cross_entropy_accumulate(isa_, end - begin, count, logits_ + begin * count, count,
+                                        first, loss.target + at, loss.maximum + at, loss.sum + at,
+                                        loss.target_logit + at);
     });
   }
   return {};
@@ -80,27 +87,31 @@ Status Head<E>::forward_block(int64_t rows, const E* normed, const E* weight, in
 
 template <typename E>
 void Head<E>::finish(int64_t rows, const LossRows& loss) {
-  for (int64_t row = 0; row < rows; ++row) loss.lse[row] = loss.maximum[row] + std::log(loss.sum[row]);
+  for (int64_t row = 0; row < rows; ++row)
+    loss.lse[row] = loss.maximum[row] + std::log(loss.sum[row]);
 }
 
 template <typename E>
-Status Head<E>::backward_block(int64_t rows, const E* normed, const E* weight, int64_t first, int64_t count, const LossRows& loss,
-                               const float* scale, E* dlogits, int64_t ldd, float* dnormed, bool first_block) {
+Status Head<E>::backward_block(int64_t rows, const E* normed, const E* weight, int64_t first,
+                               int64_t count, const LossRows& loss, const float* scale, E* dlogits,
+                               int64_t ldd, float* dnormed, bool first_block) {
   const int64_t D = config_.hidden_size;
   for (int64_t row = 0; row < rows; row += kLogitRows) {
     const int64_t n = std::min(kLogitRows, rows - row);
     AMXT_TRY(gemm_->forward_float(n, count, D, normed + row * D, D, weight, D, logits_, count));
     pool_->run_blocks(n, kRowBlock, [&](int64_t begin, int64_t end) {
       const int64_t at = row + begin;
-      kernels::cross_entropy_gradient(isa_, end - begin, count, logits_ + begin * count, count, first, loss.target + at, loss.lse + at,
-                                      scale + at, dlogits + at * ldd, ldd);
+      kernels::cross_entropy_gradient(isa_, end - begin, count, logits_ + begin * count, count,
+                                      first, loss.target + at, loss.lse + at, scale + at,
+                                      dlogits + at * ldd, ldd);
     });
   }
   return gemm_->grad_input_float(rows, count, D, dlogits, ldd, weight, D, dnormed, D, !first_block);
 }
 
 template <typename E>
-void Head<E>::norm_backward(int64_t rows, const E* x, const E* weight, const float* dnormed, E* gradient, float* dweight) {
+void Head<E>::norm_backward(int64_t rows, const E* x, const E* weight, const float* dnormed,
+                            E* gradient, float* dweight) {
   const int64_t D = config_.hidden_size;
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     const int64_t n = end - begin;
@@ -112,11 +123,13 @@ void Head<E>::norm_backward(int64_t rows, const E* x, const E* weight, const flo
     }
     float* partial = partial_ + begin / kRowBlock * D;
     std::memset(partial, 0, static_cast<size_t>(D) * sizeof(float));
-    kernels::rms_norm_backward(isa_, n, D, x + begin * D, D, weight, static_cast<float>(config_.rms_norm_eps), nullptr, dy, D,
+    kernels::rms_norm_backward(isa_, n, D, x + begin * D, D, weight,
+                               static_cast<float>(config_.rms_norm_eps), nullptr, dy, D,
                                static_cast<const E*>(nullptr), 0, gradient + begin * D, D, partial);
   });
   std::memset(dweight, 0, static_cast<size_t>(D) * sizeof(float));
-  for (int64_t block = 0; block < row_blocks(rows); ++block) kernels::accumulate(isa_, D, partial_ + block * D, dweight);
+  for (int64_t block = 0; block < row_blocks(rows); ++block)
+    kernels::accumulate(isa_, D, partial_ + block * D, dweight);
 }
 
 template class Head<float>;

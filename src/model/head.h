@@ -26,13 +26,14 @@ struct LossRows {
   float* maximum = nullptr;
   float* sum = nullptr;
   float* target_logit = nullptr;
-  float* lse = nullptr;             // after finish()
+  float* lse = nullptr;  // after finish()
 };
 
 template <typename E>
 class Head {
  public:
-  static Result<std::unique_ptr<Head>> create(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm, int64_t max_rows);
+  static Result<std::unique_ptr<Head>> create(const ModelConfig& config, ThreadPool* pool, Isa isa,
+                                              kernels::Gemm<E>* gemm, int64_t max_rows);
 
   // x[M, D] = embedding rows of tokens. Tokens are within the vocabulary (the data set and the batch check them).
   void embed(int64_t rows, const int32_t* token, const E* embedding, E* x);
@@ -41,20 +42,24 @@ class Head {
 
   void begin(int64_t rows, const LossRows& loss);
   // First pass over vocabulary rows [first, first + count), whose weights are `weight`[count, D].
-  Status forward_block(int64_t rows, const E* normed, const E* weight, int64_t first, int64_t count, const LossRows& loss);
+  Status forward_block(int64_t rows, const E* normed, const E* weight, int64_t first, int64_t count,
+                       const LossRows& loss);
   // lse from maximum and sum.
   void finish(int64_t rows, const LossRows& loss);
   // Second pass: dlogits[M, count] (E, distance ldd) and dnormed[M, D] (fp32) += dlogits weight; `first_block` overwrites dnormed.
-  Status backward_block(int64_t rows, const E* normed, const E* weight, int64_t first, int64_t count, const LossRows& loss, const float* scale,
-                        E* dlogits, int64_t ldd, float* dnormed, bool first_block);
+  Status backward_block(int64_t rows, const E* normed, const E* weight, int64_t first,
+                        int64_t count, const LossRows& loss, const float* scale, E* dlogits,
+                        int64_t ldd, float* dnormed, bool first_block);
   // gradient[M, D] of the last layer's output, from dnormed; dweight[D] is the sum over the micro-batch.
-  void norm_backward(int64_t rows, const E* x, const E* weight, const float* dnormed, E* gradient, float* dweight);
+  void norm_backward(int64_t rows, const E* x, const E* weight, const float* dnormed, E* gradient,
+                     float* dweight);
 
   static int64_t scratch_bytes_needed(const ModelConfig& config, int64_t max_rows);
   int64_t scratch_bytes() const { return scratch_.bytes(); }
 
  private:
-  Head(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm) : config_(config), pool_(pool), isa_(isa), gemm_(gemm) {}
+  Head(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm)
+      : config_(config), pool_(pool), isa_(isa), gemm_(gemm) {}
 
   ModelConfig config_;
   ThreadPool* pool_;

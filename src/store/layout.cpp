@@ -10,13 +10,15 @@ namespace {
 // Where a tensor starts; a multiple of a cache line for both float and bf16.
 constexpr int64_t kAlignElements = 64;
 
-int64_t aligned(int64_t elements) { return (elements + kAlignElements - 1) / kAlignElements * kAlignElements; }
+int64_t aligned(int64_t elements) {
+  return (elements + kAlignElements - 1) / kAlignElements * kAlignElements;
+}
 
 // True for a tensor that continues the matrix (or vector) of the one before it.
 bool continues(model::Role role) {
   using model::Role;
-  return role == Role::kKey || role == Role::kValue || role == Role::kKeyBias || role == Role::kValueBias || role == Role::kUp ||
-         role == Role::kUpBias;
+  return role == Role::kKey || role == Role::kValue || role == Role::kKeyBias ||
+         role == Role::kValueBias || role == Role::kUp || role == Role::kUpBias;
 }
 
 int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
@@ -24,7 +26,10 @@ int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 }  // namespace
 
 Layout::Layout(const model::ModelConfig& config, int owners)
-    : specs_(model::tensor_specs(config)), owners_(owners), tied_(config.tie_word_embeddings), layers_(config.layers) {
+    : specs_(model::tensor_specs(config)),
+      owners_(owners),
+      tied_(config.tie_word_embeddings),
+      layers_(config.layers) {
   for (const model::TensorSpec& spec : specs_) {
     if (!continues(spec.role)) shared_elements_ = aligned(shared_elements_);
     shared_offset_.push_back(shared_elements_);
@@ -57,13 +62,15 @@ Layout::Layout(const model::ModelConfig& config, int owners)
   if (!tied_) deal_vocabulary(tensor + 1);
   deal_begin_.push_back(count);
   for (auto& begins : deal_begin_by_owner_) begins.push_back(0);
-  for (size_t owner = 0; owner < ranges_.size(); ++owner) deal_begin_by_owner_[owner].back() = ranges_[owner].size();
+  for (size_t owner = 0; owner < ranges_.size(); ++owner)
+    deal_begin_by_owner_[owner].back() = ranges_[owner].size();
 }
 
 // Hands the panels of the rows [row_begin, row_end) of tensors [first, last) to the owners in turn of their share of the bytes.
 void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t row_end) {
   deal_begin_.push_back(first);
-  for (size_t owner = 0; owner < ranges_.size(); ++owner) deal_begin_by_owner_[owner].push_back(ranges_[owner].size());
+  for (size_t owner = 0; owner < ranges_.size(); ++owner)
+    deal_begin_by_owner_[owner].push_back(ranges_[owner].size());
   int64_t total = 0;
   for (int64_t tensor = first; tensor < last; ++tensor) {
     const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
@@ -77,7 +84,8 @@ void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t ro
       const int64_t rows = std::min(kPanelRows, end - row);
       const int64_t elements = rows * spec.columns;
       // By the middle of the panel: an even share, and the same rule for any number of owners.
-      const auto owner = static_cast<size_t>(std::min<int64_t>(owners_ - 1, (2 * dealt + elements) * owners_ / (2 * total)));
+      const auto owner = static_cast<size_t>(
+          std::min<int64_t>(owners_ - 1, (2 * dealt + elements) * owners_ / (2 * total)));
       dealt += elements;
       std::vector<OwnedRange>& ranges = ranges_[owner];
       const bool new_deal = ranges.size() == deal_begin_by_owner_[owner].back();
@@ -97,7 +105,8 @@ std::span<const OwnedRange> Layout::ranges(int owner, int64_t deal) const {
   const std::vector<OwnedRange>& all = ranges_[static_cast<size_t>(owner)];
   if (deal < 0) return all;
   const std::vector<size_t>& begins = deal_begin_by_owner_[static_cast<size_t>(owner)];
-  const size_t begin = begins[static_cast<size_t>(deal)], end = begins[static_cast<size_t>(deal) + 1];
+  const size_t begin = begins[static_cast<size_t>(deal)],
+               end = begins[static_cast<size_t>(deal) + 1];
   return std::span(all).subspan(begin, end - begin);
 }
 

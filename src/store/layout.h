@@ -21,7 +21,7 @@ namespace amxt::store {
 inline constexpr int64_t kPanelRows = 32;
 
 struct OwnedRange {
-  int64_t tensor = 0;          // index into specs()
+  int64_t tensor = 0;  // index into specs()
   int64_t row_begin = 0, row_end = 0;
   int64_t private_offset = 0;  // elements, within the owner's arrays
   int64_t rows() const { return row_end - row_begin; }
@@ -42,8 +42,12 @@ class Layout {
   const std::vector<model::TensorSpec>& specs() const { return specs_; }
   bool tied() const { return tied_; }
   int64_t shared_elements() const { return shared_elements_; }
-  int64_t private_elements(int owner) const { return private_elements_[static_cast<size_t>(owner)]; }
-  int64_t shared_offset(int64_t tensor) const { return shared_offset_[static_cast<size_t>(tensor)]; }
+  int64_t private_elements(int owner) const {
+    return private_elements_[static_cast<size_t>(owner)];
+  }
+  int64_t shared_offset(int64_t tensor) const {
+    return shared_offset_[static_cast<size_t>(tensor)];
+  }
   Place locate(int64_t tensor, int64_t row, int64_t column) const;
 
   // Index into specs(), -1 when absent. `unit` as in TensorSpec.
@@ -63,7 +67,9 @@ class Layout {
 
   // Panels, numbered over all tensors: where partial sums of norms are kept, in an order that does not depend on owners.
   int64_t panels() const { return panels_; }
-  int64_t panel(int64_t tensor, int64_t row) const { return panel_base_[static_cast<size_t>(tensor)] + row / kPanelRows; }
+  int64_t panel(int64_t tensor, int64_t row) const {
+    return panel_base_[static_cast<size_t>(tensor)] + row / kPanelRows;
+  }
 
  private:
   void deal_out(int64_t first_tensor, int64_t last_tensor, int64_t row_begin, int64_t row_end);
@@ -76,9 +82,9 @@ class Layout {
   int64_t shared_elements_ = 0;
   int64_t panels_ = 0;
   std::vector<int64_t> shared_offset_, panel_base_, private_elements_;
-  std::vector<std::vector<OwnedRange>> ranges_;              // by owner
-  std::vector<std::vector<size_t>> deal_begin_by_owner_;     // by owner: first range of each deal
-  std::vector<int64_t> deal_begin_;                          // first tensor of each deal, and an end mark
+  std::vector<std::vector<OwnedRange>> ranges_;           // by owner
+  std::vector<std::vector<size_t>> deal_begin_by_owner_;  // by owner: first range of each deal
+  std::vector<int64_t> deal_begin_;  // first tensor of each deal, and an end mark
 };
 
 }  // namespace amxt::store

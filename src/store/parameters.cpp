@@ -25,7 +25,10 @@ void touch(ThreadPool& pool, const Buffer& buffer) {
 
 template <typename E>
 Parameters<E>::Parameters(const Layout* layout, int owner, const Options& options)
-    : layout_(layout), owner_(owner), options_(options), private_elements_(layout->private_elements(owner)) {
+    : layout_(layout),
+      owner_(owner),
+      options_(options),
+      private_elements_(layout->private_elements(owner)) {
   for (const OwnedRange& range : layout->ranges(owner, -1)) {
     const model::TensorSpec& spec = layout->specs()[static_cast<size_t>(range.tensor)];
     const int64_t panels = std::max<int64_t>(1, kChunkElements / (kPanelRows * spec.columns));
@@ -33,7 +36,8 @@ Parameters<E>::Parameters(const Layout* layout, int owner, const Options& option
       // Panels start at multiples of kPanelRows of the tensor.
       const int64_t end = std::min(range.row_end, (row / kPanelRows + panels) * kPanelRows);
       Chunk chunk;
-      chunk.range = {range.tensor, row, end, range.private_offset + (row - range.row_begin) * spec.columns};
+      chunk.range = {range.tensor, row, end,
+                     range.private_offset + (row - range.row_begin) * spec.columns};
       chunk.count = (end - row) * spec.columns;
       chunk.vector = spec.vector;
       chunks_.push_back(chunk);
@@ -43,18 +47,24 @@ Parameters<E>::Parameters(const Layout* layout, int owner, const Options& option
 }
 
 template <typename E>
-Result<std::unique_ptr<Parameters<E>>> Parameters<E>::create(const Layout* layout, comm::Group* group, const Options& options,
+Result<std::unique_ptr<Parameters<E>>> Parameters<E>::create(const Layout* layout,
+                                                             comm::Group* group,
+                                                             const Options& options,
                                                              Deadline deadline) {
   std::unique_ptr<Parameters> parameters(new Parameters(layout, group->local_rank(), options));
   const int64_t elements = parameters->private_elements_;
   if (options.optimizer) {
     if constexpr (sizeof(E) == 2) {
-      AMXT_ASSIGN(parameters->low_, Buffer::allocate(elements * 2, "low bits of the master weights"));
+      AMXT_ASSIGN(parameters->low_,
+                  Buffer::allocate(elements * 2, "low bits of the master weights"));
     }
     AMXT_ASSIGN(parameters->moments_, Buffer::allocate(elements * 8, "moments"));
-    AMXT_ASSIGN(parameters->gradient_, Buffer::allocate(elements * dtype_bytes(options.gradient_dtype), "gradients"));
+    AMXT_ASSIGN(parameters->gradient_,
+                Buffer::allocate(elements * dtype_bytes(options.gradient_dtype), "gradients"));
   }
-  AMXT_ASSIGN(parameters->segment_, group->share("weights", layout->shared_elements() * static_cast<int64_t>(sizeof(E)), deadline));
+  AMXT_ASSIGN(parameters->segment_,
+              group->share("weights", layout->shared_elements() * static_cast<int64_t>(sizeof(E)),
+                           deadline));
   parameters->shared_ = reinterpret_cast<E*>(parameters->segment_.data());
   return parameters;
 }
@@ -93,9 +103,10 @@ int64_t Parameters<E>::gradient_squares(ThreadPool& pool, Isa isa, double* sums)
       const int64_t rows = std::min(kPanelRows, chunk.range.row_end - row);
       OwnedRange panel = chunk.range;
       panel.private_offset += (row - chunk.range.row_begin) * columns;
-      sums[layout_->panel(chunk.range.tensor, row)] = gradients_are_bf16()
-                                                          ? kernels::sum_of_squares(isa, rows * columns, gradient_bf16(panel), &finite)
-                                                          : kernels::sum_of_squares(isa, rows * columns, gradient_float(panel), &finite);
+      sums[layout_->panel(chunk.range.tensor, row)] =
+          gradients_are_bf16()
+              ? kernels::sum_of_squares(isa, rows * columns, gradient_bf16(panel), &finite)
+              : kernels::sum_of_squares(isa, rows * columns, gradient_float(panel), &finite);
     }
     if (!finite) {
       int64_t seen = bad.load();
@@ -116,14 +127,15 @@ void Parameters<E>::update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, D
     E* weight = mutable_tensor(chunk.range.tensor) + chunk.range.row_begin * columns;
     if constexpr (sizeof(E) == 2) {
       if (gradients_are_bf16()) {
-        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range), second_moment(chunk.range),
-                             gradient_bf16(chunk.range), own);
+        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range),
+                             second_moment(chunk.range), gradient_bf16(chunk.range), own);
       } else {
-        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range), second_moment(chunk.range),
-                             gradient_float(chunk.range), own);
+        kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range),
+                             second_moment(chunk.range), gradient_float(chunk.range), own);
       }
     } else {
-      kernels::adamw_float(isa, chunk.count, weight, first_moment(chunk.range), second_moment(chunk.range), gradient_float(chunk.range), own);
+      kernels::adamw_float(isa, chunk.count, weight, first_moment(chunk.range),
+                           second_moment(chunk.range), gradient_float(chunk.range), own);
     }
   });
 }
@@ -139,7 +151,8 @@ void Parameters<E>::populate_moments(ThreadPool& pool) {
 }
 
 template <typename E>
-void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, float* values) const {
+void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin,
+                              int64_t rows, float* values) const {
   const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
   OwnedRange at = range;
   at.private_offset += (row_begin - range.row_begin) * columns;
@@ -153,7 +166,8 @@ void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row
       std::copy_n(second_moment(at), count, values);
       return;
     case RowKind::kGradient:
-      for (int64_t i = 0; i < count; ++i) values[i] = gradients_are_bf16() ? to_float(gradient_bf16(at)[i]) : gradient_float(at)[i];
+      for (int64_t i = 0; i < count; ++i)
+        values[i] = gradients_are_bf16() ? to_float(gradient_bf16(at)[i]) : gradient_float(at)[i];
       return;
     case RowKind::kCompute:
       for (int64_t i = 0; i < count; ++i) values[i] = to_float(weight[i]);
@@ -161,7 +175,8 @@ void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row
     case RowKind::kMaster:
       for (int64_t i = 0; i < count; ++i) {
         if constexpr (sizeof(E) == 2) {
-          values[i] = options_.optimizer ? kernels::join_master(weight[i], low(at)[i]) : to_float(weight[i]);
+          values[i] = options_.optimizer ? kernels::join_master(weight[i], low(at)[i])
+                                         : to_float(weight[i]);
         } else {
           values[i] = weight[i];
         }
@@ -171,7 +186,8 @@ void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row
 }
 
 template <typename E>
-void Parameters<E>::write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, const float* values) {
+void Parameters<E>::write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin,
+                               int64_t rows, const float* values) {
   const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
   OwnedRange at = range;
   at.private_offset += (row_begin - range.row_begin) * columns;

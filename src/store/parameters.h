@@ -24,7 +24,13 @@
 
 namespace amxt::store {
 
-enum class RowKind : int32_t { kMaster = 0, kGradient = 1, kFirstMoment = 2, kSecondMoment = 3, kCompute = 4 };
+enum class RowKind : int32_t {
+  kMaster = 0,
+  kGradient = 1,
+  kFirstMoment = 2,
+  kSecondMoment = 3,
+  kCompute = 4
+};
 
 // Which parameters weight decay acts on.
 enum class Decay : int32_t { kAll = 0, kMatrices = 1 };
@@ -33,11 +39,12 @@ template <typename E>
 class Parameters {
  public:
   struct Options {
-    bool optimizer = true;                  // false: forward only, no low bits, moments or gradients
-    DType gradient_dtype = DType::kF32;     // kF32, or kBF16 when E is bf16
+    bool optimizer = true;               // false: forward only, no low bits, moments or gradients
+    DType gradient_dtype = DType::kF32;  // kF32, or kBF16 when E is bf16
   };
   // Collective on the node: the shared segment is made here.
-  static Result<std::unique_ptr<Parameters>> create(const Layout* layout, comm::Group* group, const Options& options, Deadline deadline);
+  static Result<std::unique_ptr<Parameters>> create(const Layout* layout, comm::Group* group,
+                                                    const Options& options, Deadline deadline);
 
   const Layout& layout() const { return *layout_; }
   int owner() const { return owner_; }
@@ -50,11 +57,21 @@ class Parameters {
   E* mutable_tensor(int64_t index) { return shared_ + layout_->shared_offset(index); }
 
   // Private arrays at an owned range; gradients as float or bf16 by options().gradient_dtype.
-  uint16_t* low(const OwnedRange& range) const { return low_.template as<uint16_t>() + range.private_offset; }
-  float* first_moment(const OwnedRange& range) const { return moments_.template as<float>() + range.private_offset; }
-  float* second_moment(const OwnedRange& range) const { return first_moment(range) + private_elements_; }
-  float* gradient_float(const OwnedRange& range) const { return gradient_.template as<float>() + range.private_offset; }
-  bf16* gradient_bf16(const OwnedRange& range) const { return gradient_.template as<bf16>() + range.private_offset; }
+  uint16_t* low(const OwnedRange& range) const {
+    return low_.template as<uint16_t>() + range.private_offset;
+  }
+  float* first_moment(const OwnedRange& range) const {
+    return moments_.template as<float>() + range.private_offset;
+  }
+  float* second_moment(const OwnedRange& range) const {
+    return first_moment(range) + private_elements_;
+  }
+  float* gradient_float(const OwnedRange& range) const {
+    return gradient_.template as<float>() + range.private_offset;
+  }
+  bf16* gradient_bf16(const OwnedRange& range) const {
+    return gradient_.template as<bf16>() + range.private_offset;
+  }
   bool gradients_are_bf16() const { return options_.gradient_dtype == DType::kBF16; }
 
   // Sum of squares of the gradient of each owned panel into sums[panel]; panels of others are not touched. Names the first tensor with
@@ -64,8 +81,10 @@ class Parameters {
   void update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, Decay decay);
 
   // Rows of an owned range as fp32, row-major, `rows` x columns; and back. The rows lie within `range`.
-  void read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, float* values) const;
-  void write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows, const float* values);
+  void read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows,
+                 float* values) const;
+  void write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows,
+                  const float* values);
 
   // Takes the pages of zeroed state before it is used, so that a lack of memory shows now.
   void populate_low_bits(ThreadPool& pool);
@@ -77,8 +96,8 @@ class Parameters {
  private:
   // Pieces of owned ranges that one task takes.
   struct Chunk {
-    OwnedRange range;      // whole panels
-    int64_t count = 0;     // elements
+    OwnedRange range;   // whole panels
+    int64_t count = 0;  // elements
     bool vector = false;
   };
   Parameters(const Layout* layout, int owner, const Options& options);

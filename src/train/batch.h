@@ -29,8 +29,9 @@ struct Batch {
   }
   io::SampleView sample(int64_t index) {
     const auto at = static_cast<size_t>(index * sequence), n = static_cast<size_t>(sequence);
-    return {std::span(token).subspan(at, n), std::span(target).subspan(at, n), std::span(document_start).subspan(at, n),
-            std::span(position).subspan(at, n), std::span(weight).subspan(at, n)};
+    return {std::span(token).subspan(at, n), std::span(target).subspan(at, n),
+            std::span(document_start).subspan(at, n), std::span(position).subspan(at, n),
+            std::span(weight).subspan(at, n)};
   }
 };
 

@@ -16,7 +16,9 @@ Json number(double value) { return std::isfinite(value) ? Json(value) : Json(nul
 // Step of a metrics line, -1 when it is none.
 int64_t step_of(std::string_view line) {
   const Result<Json> json = parse_json(line);
-  if (!json || !json->is_object() || !json->contains("step") || !(*json)["step"].is_number_integer()) return -1;
+  if (!json || !json->is_object() || !json->contains("step") ||
+      !(*json)["step"].is_number_integer())
+    return -1;
   return (*json)["step"].get<int64_t>();
 }
 
@@ -70,6 +72,8 @@ Result<MetricsFile> MetricsFile::open(const std::string& path, int64_t last_step
   return MetricsFile(std::move(file));
 }
 
-Status MetricsFile::add(const StepMetrics& metrics) { return file_.append(metrics_line(metrics) + "\n"); }
+Status MetricsFile::add(const StepMetrics& metrics) {
+  return file_.append(metrics_line(metrics) + "\n");
+}
 
 }  // namespace amxt::train

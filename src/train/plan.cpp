@@ -38,8 +38,10 @@ struct Choice {
 
 // From the fastest to the smallest.
 std::vector<Choice> choices(const EffectiveOptions& options) {
-  std::vector<model::Keep> keeps = {model::Keep::kAll, model::Keep::kAttention, model::Keep::kInputs};
-  if (options.keep != Keep::kAuto) keeps = {static_cast<model::Keep>(static_cast<int>(options.keep) - 1)};
+  std::vector<model::Keep> keeps = {model::Keep::kAll, model::Keep::kAttention,
+                                    model::Keep::kInputs};
+  if (options.keep != Keep::kAuto)
+    keeps = {static_cast<model::Keep>(static_cast<int>(options.keep) - 1)};
   std::vector<int64_t> waves;
   if (options.wave > 0) {
     waves = {std::min(options.wave, options.accumulate)};
@@ -59,20 +61,22 @@ std::vector<Choice> choices(const EffectiveOptions& options) {
 }
 
 template <typename E>
-MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& options, const store::Layout& layout, int ranks, int threads,
-                    Choice choice) {
+MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& options,
+                    const store::Layout& layout, int ranks, int threads, Choice choice) {
   MemoryPlan plan;
   plan.ranks = ranks;
   plan.threads = threads;
   plan.wave = choice.wave;
   plan.waves = (options.accumulate + choice.wave - 1) / choice.wave;
   plan.keep = choice.keep;
-  const bool bf16_gradients = sizeof(E) == 2 && options.gradient_type != GradientType::kFloat32 && plan.waves == 1;
+  const bool bf16_gradients =
+      sizeof(E) == 2 && options.gradient_type != GradientType::kFloat32 && plan.waves == 1;
   plan.gradient_dtype = bf16_gradients ? DType::kBF16 : DType::kF32;
   plan.weights = layout.shared_elements() * static_cast<int64_t>(sizeof(E));
   plan.arena = StepRunner<E>::arena_bytes(config, options, ranks, plan.wave, layout);
   int64_t elements = 0;
-  for (int rank = 0; rank < ranks; ++rank) elements = std::max(elements, layout.private_elements(rank));
+  for (int rank = 0; rank < ranks; ++rank)
+    elements = std::max(elements, layout.private_elements(rank));
   if (!options.forward_only) {
     plan.low_bits = sizeof(E) == 2 ? elements * 2 : 0;
     plan.moments = elements * 8;
@@ -104,28 +108,35 @@ void find_limit(const EffectiveOptions& options, MemoryPlan* plan) {
 
 }  // namespace
 
-Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int threads) {
+Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
+                             int ranks, int threads) {
   if (config.sliding_window > 0 && options.sequence_length > config.sliding_window) {
-    return Error(Code::kUnsupported, fmt::format("sequence length {} is longer than the model's sliding_window of {}; attention within a window is not "
-                                                 "implemented",
-                                                 options.sequence_length, config.sliding_window));
+    return Error(Code::kUnsupported,
+                 fmt::format("sequence length {} is longer than the model's sliding_window of {}; "
+                             "attention within a window is not "
+                             "implemented",
+                             options.sequence_length, config.sliding_window));
   }
   const bool bf16_compute = options.compute_type == ComputeType::kBFloat16;
   if (!bf16_compute && options.gradient_type == GradientType::kBFloat16) {
     return Error(Code::kInvalidArgument, "gradients in bfloat16 need compute in bfloat16");
   }
-  const int64_t waves = options.wave > 0 ? (options.accumulate + options.wave - 1) / options.wave : 1;
+  const int64_t waves =
+      options.wave > 0 ? (options.accumulate + options.wave - 1) / options.wave : 1;
   if (options.gradient_type == GradientType::kBFloat16 && waves > 1) {
-    return Error(Code::kInvalidArgument,
-                 fmt::format("gradients in bfloat16 need one wave; wave {} of {} micro-batches makes {}", options.wave, options.accumulate, waves));
+    return Error(
+        Code::kInvalidArgument,
+        fmt::format("gradients in bfloat16 need one wave; wave {} of {} micro-batches makes {}",
+                    options.wave, options.accumulate, waves));
   }
   const store::Layout layout(config, ranks);
   const std::vector<Choice> all = choices(options);
   MemoryPlan last;
   for (const bool easy : {true, false}) {
     for (const Choice& choice : all) {
-      MemoryPlan plan = bf16_compute ? plan_for<bf16>(config, options, layout, ranks, threads, choice)
-                                     : plan_for<float>(config, options, layout, ranks, threads, choice);
+      MemoryPlan plan = bf16_compute
+                            ? plan_for<bf16>(config, options, layout, ranks, threads, choice)
+                            : plan_for<float>(config, options, layout, ranks, threads, choice);
       find_limit(options, &plan);
       const int64_t activations = plan.arena + ranks * plan.kept;
       const int64_t state = plan.weights + ranks * (plan.low_bits + plan.moments + plan.gradients);
@@ -140,13 +151,18 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
 Status fits(const MemoryPlan& plan) {
   const int64_t need = plan.peak_bytes_per_node();
   if (need <= plan.limit_bytes) return {};
-  return Error(Code::kLimit,
-               fmt::format("the job needs {} ({} shared, {} in each of {} rank{}), more than the {} of {}", bytes_text(static_cast<uint64_t>(need)),
-                           bytes_text(static_cast<uint64_t>(plan.shared_bytes())), bytes_text(static_cast<uint64_t>(plan.private_bytes())),
-                           plan.ranks, plan.ranks == 1 ? "" : "s", plan.limit_name, bytes_text(static_cast<uint64_t>(plan.limit_bytes))));
+  return Error(
+      Code::kLimit,
+      fmt::format("the job needs {} ({} shared, {} in each of {} rank{}), more than the {} of {}",
+                  bytes_text(static_cast<uint64_t>(need)),
+                  bytes_text(static_cast<uint64_t>(plan.shared_bytes())),
+                  bytes_text(static_cast<uint64_t>(plan.private_bytes())), plan.ranks,
+                  plan.ranks == 1 ? "" : "s", plan.limit_name,
+                  bytes_text(static_cast<uint64_t>(plan.limit_bytes))));
 }
 
-std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options, const MemoryPlan& plan) {
+std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options,
+                      const MemoryPlan& plan) {
   Json json;
   json["parameters"] = model::parameter_count(config);
   json["ranks"] = plan.ranks;

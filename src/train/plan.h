@@ -17,24 +17,28 @@ namespace amxt::train {
 struct MemoryPlan {
   int ranks = 1;
   int threads = 1;
-  int64_t wave = 1;                    // micro-batches that pass a layer together
-  int64_t waves = 1;                   // of a step
+  int64_t wave = 1;   // micro-batches that pass a layer together
+  int64_t waves = 1;  // of a step
   model::Keep keep = model::Keep::kInputs;
   DType gradient_dtype = DType::kF32;
 
   // Bytes. Shared: of the node, once. Private: of the rank that needs most.
-  int64_t weights = 0;                 // shared
-  int64_t arena = 0;                   // shared: pairs (X, dY) of a wave of all ranks
+  int64_t weights = 0;  // shared
+  int64_t arena = 0;    // shared: pairs (X, dY) of a wave of all ranks
   int64_t low_bits = 0;
   int64_t moments = 0;
   int64_t gradients = 0;
-  int64_t kept = 0;                    // layer inputs and what else is kept
-  int64_t scratch = 0;                 // kernels, head, optimizer
-  int64_t overhead = 0;                // process, libraries, JIT code: measured once, see docs/memory.md
+  int64_t kept = 0;      // layer inputs and what else is kept
+  int64_t scratch = 0;   // kernels, head, optimizer
+  int64_t overhead = 0;  // process, libraries, JIT code: measured once, see docs/memory.md
 
-  int64_t private_bytes() const { return low_bits + moments + gradients + kept + scratch + overhead; }
+  int64_t private_bytes() const {
+    return low_bits + moments + gradients + kept + scratch + overhead;
+  }
   int64_t shared_bytes() const { return weights + arena; }
-  int64_t peak_bytes_per_rank() const { return private_bytes() + shared_bytes() / ranks; }  // proportional
+  int64_t peak_bytes_per_rank() const {
+    return private_bytes() + shared_bytes() / ranks;
+  }  // proportional
   int64_t peak_bytes_per_node() const { return private_bytes() * ranks + shared_bytes(); }
 
   // What may be used of the machine, its cgroup and the option, and which of them it is.
@@ -43,12 +47,14 @@ struct MemoryPlan {
 };
 
 // Chooses and adds up. Never fails for lack of memory: the smallest choice is returned, and fits() says that it does not fit.
-Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int threads);
+Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
+                             int ranks, int threads);
 
 // kLimit with the numbers: "the job needs 96.3 GiB (2 ranks), the machine has 22.1 GiB available: ...".
 Status fits(const MemoryPlan& plan);
 
 // The plan as a JSON object, and as a table for people (one line per part).
-std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options, const MemoryPlan& plan);
+std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options,
+                      const MemoryPlan& plan);
 
 }  // namespace amxt::train

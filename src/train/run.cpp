@@ -15,11 +15,16 @@ namespace amxt::train {
 
 Result<int64_t> TrainerCore::steps_of(const io::Dataset& data, const RunOptions& options) const {
   if (options.steps && options.epochs) {
-    return Error(Code::kInvalidArgument, fmt::format("both steps ({}) and epochs ({}) are given; one of them decides", *options.steps, *options.epochs));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("both steps ({}) and epochs ({}) are given; one of them decides",
+                             *options.steps, *options.epochs));
   }
-  if (options.steps && *options.steps < 1) return Error(Code::kInvalidArgument, fmt::format("steps is {}; it is 1 or more", *options.steps));
+  if (options.steps && *options.steps < 1)
+    return Error(Code::kInvalidArgument,
+                 fmt::format("steps is {}; it is 1 or more", *options.steps));
   if (options.epochs && !(*options.epochs > 0 && std::isfinite(*options.epochs))) {
-    return Error(Code::kInvalidArgument, fmt::format("epochs is {}; it is above 0", *options.epochs));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("epochs is {}; it is above 0", *options.epochs));
   }
   EffectiveOptions effective = parts_.options;
   if (options.steps) effective.steps = options.steps;
@@ -33,16 +38,19 @@ Status TrainerCore::fix_horizon(int64_t steps) {
   const int64_t wanted = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
   const bool resumed = state_.step > 0 && state_.total_steps > 0;
   if (resumed && state_.total_steps != wanted && !parts_.options.reschedule) {
-    return Error(Code::kMismatch, fmt::format("the job was begun for {} steps and now asks for {}: the learning rate would jump; give the same number, or "
-                                              "reschedule to accept it",
-                                              state_.total_steps, wanted));
+    return Error(Code::kMismatch,
+                 fmt::format("the job was begun for {} steps and now asks for {}: the learning "
+                             "rate would jump; give the same number, or "
+                             "reschedule to accept it",
+                             state_.total_steps, wanted));
   }
   state_.total_steps = wanted;
   parts_.options.schedule.total_steps = wanted;
   return {};
 }
 
-Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) {
+Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
+                        const CallLimits& limits) {
   AMXT_TRY(require_ready());
   AMXT_TRY(check_data(data));
   AMXT_ASSIGN(const int64_t steps, steps_of(data, options));
@@ -95,7 +103,8 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, cons
   };
 
   Batch batch;
-  batch.resize(parts_.options.micro_batch * parts_.options.accumulate, parts_.options.sequence_length);
+  batch.resize(parts_.options.micro_batch * parts_.options.accumulate,
+               parts_.options.sequence_length);
   bool evaluated = false;
   while (step < steps && verdict == RunVerdict::kContinue) {
     AMXT_TRY(fill_batch(data, state().position, &batch));
@@ -112,7 +121,9 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options, cons
       AMXT_TRY(evaluate_now());
       evaluated = true;
     }
-    if (saves && options.save_steps > 0 && step % options.save_steps == 0 && step < steps && verdict != RunVerdict::kPause) AMXT_TRY(save_now());
+    if (saves && options.save_steps > 0 && step % options.save_steps == 0 && step < steps &&
+        verdict != RunVerdict::kPause)
+      AMXT_TRY(save_now());
   }
   if (verdict == RunVerdict::kPause) return {};
   if (options.eval_data != nullptr && !evaluated) AMXT_TRY(evaluate_now());

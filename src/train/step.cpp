@@ -36,7 +36,9 @@ class Carver {
   int64_t used_ = 0;
 };
 
-int64_t vocabulary_width(const model::ModelConfig& c) { return std::min(c.vocab_size, model::kVocabularyBlock); }
+int64_t vocabulary_width(const model::ModelConfig& c) {
+  return std::min(c.vocab_size, model::kVocabularyBlock);
+}
 
 // Elements that a micro-batch's place in the arena holds: a layer's pairs, or the head's, or the gradient of the embedding.
 int64_t slot_elements_per_row(const model::ModelConfig& c) {
@@ -44,14 +46,18 @@ int64_t slot_elements_per_row(const model::ModelConfig& c) {
 }
 
 // A layer's vector gradients and the final norm's.
-int64_t slot_floats_of(const model::ModelConfig& c) { return model::layer_gradients_floats(c) + c.hidden_size; }
+int64_t slot_floats_of(const model::ModelConfig& c) {
+  return model::layer_gradients_floats(c) + c.hidden_size;
+}
 
 // Rows of a matrix of K columns whose gradient is summed at a time: whole panels.
 int64_t gradient_block_rows(int64_t K) {
   return std::max<int64_t>(1, kGradientBlockBytes / 4 / K / store::kPanelRows) * store::kPanelRows;
 }
 
-int64_t gradient_block_bytes(int64_t widest) { return std::max(kGradientBlockBytes, store::kPanelRows * widest * 4); }
+int64_t gradient_block_bytes(int64_t widest) {
+  return std::max(kGradientBlockBytes, store::kPanelRows * widest * 4);
+}
 
 struct ProcessMemory {
   int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
@@ -81,7 +87,8 @@ ProcessMemory process_memory() {
 }  // namespace
 
 template <typename E>
-int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int64_t wave,
+int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config,
+                                   const EffectiveOptions& options, int ranks, int64_t wave,
                                    const store::Layout& layout) {
   const int64_t rows = options.micro_batch * options.sequence_length, slots = ranks * wave;
   Carver carver(nullptr);
@@ -97,7 +104,8 @@ int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config, const Effec
 }
 
 template <typename E>
-int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int64_t wave, model::Keep keep) {
+int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
+                                  int64_t wave, model::Keep keep) {
   const int64_t rows = options.micro_batch * options.sequence_length;
   const model::KeptSize size = model::kept_size(config, keep);
   Carver carver(nullptr);
@@ -108,31 +116,42 @@ int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const Effect
   carver.take<float>(wave * rows * config.hidden_size);
   carver.take<float>(4 * wave * rows);
   carver.take<float>(options.accumulate * rows);
-  if (config.tie_word_embeddings && wave < options.accumulate) carver.take<E>(options.accumulate * rows * config.hidden_size);
+  if (config.tie_word_embeddings && wave < options.accumulate)
+    carver.take<E>(options.accumulate * rows * config.hidden_size);
   return carver.used();
 }
 
 template <typename E>
-int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int threads) {
+int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config,
+                                     const EffectiveOptions& options, int threads) {
   const int64_t rows = options.micro_batch * options.sequence_length;
-  const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
+  const int64_t widest =
+      std::max({config.hidden_size, config.intermediate_size, config.query_size()});
   return model::Decoder<E>::scratch_bytes_needed(config, rows, options.sequence_length, threads) +
          model::Head<E>::scratch_bytes_needed(config, rows) + aligned(gradient_block_bytes(widest));
 }
 
 template <typename E>
-Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts, Deadline deadline) {
+Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts,
+                                                             Deadline deadline) {
   std::unique_ptr<StepRunner> runner(new StepRunner(parts));
   const model::ModelConfig& config = *parts.config;
   const EffectiveOptions& options = *parts.options;
   const int64_t rows = runner->micro_rows(), wave = parts.plan->wave;
-  AMXT_ASSIGN(runner->decoder_, model::Decoder<E>::create(config, parts.pool, parts.isa, parts.gemm, rows, options.sequence_length));
-  AMXT_ASSIGN(runner->head_, model::Head<E>::create(config, parts.pool, parts.isa, parts.gemm, rows));
-  AMXT_ASSIGN(runner->kept_, Buffer::allocate(kept_bytes(config, options, wave, parts.plan->keep), "kept activations"));
-  const int64_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
-  AMXT_ASSIGN(runner->work_, Buffer::allocate(gradient_block_bytes(widest), "a block of a weight's gradient"));
-  AMXT_ASSIGN(runner->shared_, parts.group->share("the arena of a step",
-                                                  arena_bytes(config, options, runner->ranks(), wave, *parts.layout), deadline));
+  AMXT_ASSIGN(runner->decoder_, model::Decoder<E>::create(config, parts.pool, parts.isa, parts.gemm,
+                                                          rows, options.sequence_length));
+  AMXT_ASSIGN(runner->head_,
+              model::Head<E>::create(config, parts.pool, parts.isa, parts.gemm, rows));
+  AMXT_ASSIGN(runner->kept_, Buffer::allocate(kept_bytes(config, options, wave, parts.plan->keep),
+                                              "kept activations"));
+  const int64_t widest =
+      std::max({config.hidden_size, config.intermediate_size, config.query_size()});
+  AMXT_ASSIGN(runner->work_,
+              Buffer::allocate(gradient_block_bytes(widest), "a block of a weight's gradient"));
+  AMXT_ASSIGN(runner->shared_,
+              parts.group->share("the arena of a step",
+                                 arena_bytes(config, options, runner->ranks(), wave, *parts.layout),
+                                 deadline));
   AMXT_TRY(runner->carve());
   return runner;
 }
@@ -140,9 +159,11 @@ Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts,
 template <typename E>
 Status StepRunner<E>::carve() {
   const model::ModelConfig& config = *p_.config;
-  const int64_t rows = micro_rows(), wave = p_.plan->wave, slots = ranks() * wave, accumulate = p_.options->accumulate;
+  const int64_t rows = micro_rows(), wave = p_.plan->wave, slots = ranks() * wave,
+                accumulate = p_.options->accumulate;
   Carver shared(shared_.data());
-  control_ = std::make_unique<StepControl>(shared.template take<std::byte>(StepControl::shared_bytes(ranks())), p_.group);
+  control_ = std::make_unique<StepControl>(
+      shared.template take<std::byte>(StepControl::shared_bytes(ranks())), p_.group);
   mailbox_ = shared.template take<Mailbox>(ranks());
   losses_ = shared.template take<double>(accumulate * ranks());
   weights_ = shared.template take<double>(accumulate * ranks());
@@ -191,7 +212,8 @@ E* StepRunner<E>::input(int64_t layer, int64_t index) const {
 template <typename E>
 model::Kept<E> StepRunner<E>::kept(int64_t layer, int64_t index, int64_t row_count) const {
   const int64_t at = (layer * p_.plan->wave + index) * micro_rows();
-  return model::place_kept(*p_.config, p_.plan->keep, row_count, kept_elements_ + at * kept_size_.elements_per_row,
+  return model::place_kept(*p_.config, p_.plan->keep, row_count,
+                           kept_elements_ + at * kept_size_.elements_per_row,
                            kept_floats_ + at * kept_size_.floats_per_row);
 }
 
@@ -207,7 +229,8 @@ model::Rows StepRunner<E>::rows(const Batch& batch, int64_t accumulation) const 
 }
 
 template <typename E>
-model::LossRows StepRunner<E>::loss_rows(const Batch& batch, int64_t accumulation, int64_t index) const {
+model::LossRows StepRunner<E>::loss_rows(const Batch& batch, int64_t accumulation,
+                                         int64_t index) const {
   const int64_t wave_rows = p_.plan->wave * micro_rows(), at = index * micro_rows();
   model::LossRows loss;
   loss.target = batch.target.data() + accumulation * p_.options->micro_batch * batch.sequence;
@@ -227,12 +250,17 @@ template <typename E>
 Status StepRunner<E>::check_batch(const Batch& batch, bool whole) const {
   const int64_t most = p_.options->micro_batch * p_.options->accumulate;
   if (whole ? batch.samples != most : batch.samples > most) {
-    return Error(Code::kInvalidArgument, fmt::format("the batch has {} samples; a step takes {}{} (micro-batch {} x accumulate {})", batch.samples,
-                                                     whole ? "" : "at most ", most, p_.options->micro_batch, p_.options->accumulate));
+    return Error(
+        Code::kInvalidArgument,
+        fmt::format("the batch has {} samples; a step takes {}{} (micro-batch {} x accumulate {})",
+                    batch.samples, whole ? "" : "at most ", most, p_.options->micro_batch,
+                    p_.options->accumulate));
   }
-  if (batch.sequence < (batch.samples > 0 ? 1 : 0) || batch.sequence > p_.options->sequence_length) {
-    return Error(Code::kInvalidArgument, fmt::format("the batch has rows of {} positions; the trainer takes 1 to {}", batch.sequence,
-                                                     p_.options->sequence_length));
+  if (batch.sequence < (batch.samples > 0 ? 1 : 0) ||
+      batch.sequence > p_.options->sequence_length) {
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the batch has rows of {} positions; the trainer takes 1 to {}",
+                             batch.sequence, p_.options->sequence_length));
   }
   return {};
 }
@@ -269,10 +297,12 @@ void StepRunner<E>::set_scales(const Batch& batch) {
   for (int64_t k = 0; k < all; ++k) total += weights_[k];
   for (int64_t a = 0; a < micro_batches(batch); ++a) {
     const bool by_tokens = p_.options->loss_average == LossAverage::kTokens;
-    const double divisor = by_tokens ? total : weights_[order(a, p_.group->local_rank())] * static_cast<double>(all);
+    const double divisor =
+        by_tokens ? total : weights_[order(a, p_.group->local_rank())] * static_cast<double>(all);
     const float factor = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0f;
     const int64_t first = a * p_.options->micro_batch * batch.sequence, n = rows(batch, a).count();
-    for (int64_t i = 0; i < n; ++i) scale_[a * micro_rows() + i] = batch.weight[static_cast<size_t>(first + i)] * factor;
+    for (int64_t i = 0; i < n; ++i)
+      scale_[a * micro_rows() + i] = batch.weight[static_cast<size_t>(first + i)] * factor;
   }
 }
 
@@ -280,7 +310,8 @@ template <typename E>
 Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep) {
   for (int64_t i = 0; i < count; ++i) {
     const model::Rows r = rows(batch, first + i);
-    const int32_t* token = batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
+    const int32_t* token =
+        batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
     head_->embed(r.count(), token, p_.parameters->tensor(p_.layout->embedding()), input(0, i));
   }
   for (int64_t layer = 0; layer < p_.config->layers; ++layer) {
@@ -310,8 +341,9 @@ Status StepRunner<E>::head_forward(const Batch& batch, int64_t first, int64_t co
   for (int64_t row = 0; row < V; row += model::kVocabularyBlock) {
     AMXT_TRY(control_->poll());
     for (int64_t i = 0; i < count; ++i) {
-      AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(rank, i), head + row * D, row,
-                                    std::min(model::kVocabularyBlock, V - row), loss_rows(batch, first + i, i)));
+      AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(rank, i), head + row * D,
+                                    row, std::min(model::kVocabularyBlock, V - row),
+                                    loss_rows(batch, first + i, i)));
     }
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -321,7 +353,9 @@ Status StepRunner<E>::head_forward(const Batch& batch, int64_t first, int64_t co
     const float* weight = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
     double sum = 0;
     for (int64_t row = 0; row < n; ++row) {
-      if (weight[row] != 0) sum += static_cast<double>(weight[row]) * (static_cast<double>(loss.lse[row]) - static_cast<double>(loss.target_logit[row]));
+      if (weight[row] != 0)
+        sum += static_cast<double>(weight[row]) *
+               (static_cast<double>(loss.lse[row]) - static_cast<double>(loss.target_logit[row]));
     }
     losses_[order(a, rank)] = sum;
     Mailbox& box = mailbox_[rank];
@@ -347,36 +381,46 @@ int64_t StepRunner<E>::find_bad_layer(int64_t index) const {
 }
 
 template <typename E>
-Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t count,
+                                    bool first_wave) {
   const int rank = p_.group->local_rank();
-  const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size, width = vocabulary_width(*p_.config);
+  const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size,
+                width = vocabulary_width(*p_.config);
   const E* head = p_.parameters->tensor(p_.layout->head());
   const auto normed = [&](int r, int64_t i) -> const E* { return slot(r, i); };
-  const auto dlogits = [&](int r, int64_t i) -> const E* { return slot(r, i) + mailbox_[r].micro_rows * D; };
+  const auto dlogits = [&](int r, int64_t i) -> const E* {
+    return slot(r, i) + mailbox_[r].micro_rows * D;
+  };
   for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
-    const int64_t row = block * model::kVocabularyBlock, n_rows = std::min(model::kVocabularyBlock, V - row);
+    const int64_t row = block * model::kVocabularyBlock,
+                  n_rows = std::min(model::kVocabularyBlock, V - row);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t a = first + i, n = rows(batch, a).count();
-      AMXT_TRY(head_->backward_block(n, slot(rank, i), head + row * D, row, n_rows, loss_rows(batch, a, i), scale_ + a * micro_rows(),
-                                     slot(rank, i) + n * D, width, dnormed_ + i * micro_rows() * D, block == 0));
+      AMXT_TRY(head_->backward_block(n, slot(rank, i), head + row * D, row, n_rows,
+                                     loss_rows(batch, a, i), scale_ + a * micro_rows(),
+                                     slot(rank, i) + n * D, width, dnormed_ + i * micro_rows() * D,
+                                     block == 0));
     }
     AMXT_TRY(control_->barrier());
     for (const store::OwnedRange& range : p_.layout->ranges(rank, p_.layout->head_deal(block))) {
-      AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dlogits, width, range.row_begin - row));
+      AMXT_TRY(
+          matrix_gradient(range, count, first_wave, normed, dlogits, width, range.row_begin - row));
     }
     AMXT_TRY(control_->barrier());
   }
   const E* norm = p_.parameters->tensor(p_.layout->find(Role::kFinalNorm, p_.config->layers));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
-    head_->norm_backward(n, input(p_.config->layers, i), norm, dnormed_ + i * micro_rows() * D, gradient_ + i * micro_rows() * D,
+    head_->norm_backward(n, input(p_.config->layers, i), norm, dnormed_ + i * micro_rows() * D,
+                         gradient_ + i * micro_rows() * D,
                          slot_floats(rank, i) + model::layer_gradients_floats(*p_.config));
   }
   return {};
 }
 
 template <typename E>
-Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave) {
+Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t count,
+                                      bool first_wave) {
   const int rank = p_.group->local_rank();
   const int64_t D = p_.config->hidden_size;
   for (int64_t layer = p_.config->layers - 1; layer >= 0; --layer) {
@@ -384,8 +428,10 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
     for (int64_t i = 0; i < count; ++i) {
       AMXT_TRY(control_->poll());
       const model::Rows r = rows(batch, first + i);
-      AMXT_TRY(decoder_->backward(weights, r, input(layer, i), kept(layer, i, r.count()), gradient_ + i * micro_rows() * D,
-                                  model::place_layer_gradients(*p_.config, r.count(), slot(rank, i), slot_floats(rank, i))));
+      AMXT_TRY(decoder_->backward(weights, r, input(layer, i), kept(layer, i, r.count()),
+                                  gradient_ + i * micro_rows() * D,
+                                  model::place_layer_gradients(*p_.config, r.count(), slot(rank, i),
+                                                               slot_floats(rank, i))));
     }
     p_.parameters->release(layer);
     AMXT_TRY(control_->barrier());
@@ -396,7 +442,8 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
 }
 
 template <typename E>
-Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x, Locator dy, int64_t lddy,
+Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t count,
+                                      bool first_wave, Locator x, Locator dy, int64_t lddy,
                                       int64_t first_column) {
   const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
@@ -407,7 +454,9 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t co
     bool add = !first_wave;
     for (int64_t i = 0; i < count; ++i) {
       for (int rank = 0; rank < ranks(); ++rank) {
-        AMXT_TRY(p_.gemm->grad_weight(mailbox_[rank].micro_rows, n, K, dy(rank, i) + first_column + row, lddy, x(rank, i), K, to, K, add));
+        AMXT_TRY(p_.gemm->grad_weight(mailbox_[rank].micro_rows, n, K,
+                                      dy(rank, i) + first_column + row, lddy, x(rank, i), K, to, K,
+                                      add));
         add = true;
       }
     }
@@ -422,7 +471,8 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t co
 }
 
 template <typename E>
-void StepRunner<E>::vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, FunctionRef<void(int, int64_t, float*)> add) {
+void StepRunner<E>::vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave,
+                                    FunctionRef<void(int, int64_t, float*)> add) {
   const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
   float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range);
@@ -437,9 +487,11 @@ template <typename E>
 Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool first_wave) {
   const model::ModelConfig& c = *p_.config;
   const int me = p_.group->local_rank();
-  const int64_t D = c.hidden_size, Q = c.query_size(), KV = c.kv_size(), I = c.intermediate_size, W = Q + 2 * KV;
+  const int64_t D = c.hidden_size, Q = c.query_size(), KV = c.kv_size(), I = c.intermediate_size,
+                W = Q + 2 * KV;
   const auto pairs = [&](int rank, int64_t i) {
-    return model::place_layer_gradients(c, mailbox_[rank].micro_rows, slot(rank, i), slot_floats(rank, i));
+    return model::place_layer_gradients(c, mailbox_[rank].micro_rows, slot(rank, i),
+                                        slot_floats(rank, i));
   };
   const auto normed = [&](int r, int64_t i) -> const E* { return pairs(r, i).normed; };
   const auto dqkv = [&](int r, int64_t i) -> const E* { return pairs(r, i).dqkv; };
@@ -456,10 +508,12 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
       kernels::sum_rows(p_.isa, mailbox_[rank].micro_rows, n, dy(rank, i) + column, ld, sum);
     });
   };
-  const auto norm = [&](const store::OwnedRange& range, FunctionRef<const float*(int, int64_t)> partial) {
+  const auto norm = [&](const store::OwnedRange& range,
+                        FunctionRef<const float*(int, int64_t)> partial) {
     const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
-    vector_gradient(range, count, first_wave,
-                    [&](int rank, int64_t i, float* sum) { kernels::accumulate(p_.isa, n, partial(rank, i), sum); });
+    vector_gradient(range, count, first_wave, [&](int rank, int64_t i, float* sum) {
+      kernels::accumulate(p_.isa, n, partial(rank, i), sum);
+    });
   };
   for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->layer_deal(layer))) {
     AMXT_TRY(control_->poll());
@@ -471,16 +525,19 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
         AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + range.row_begin));
         break;
       case Role::kValue:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + KV + range.row_begin));
+        AMXT_TRY(
+            matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + KV + range.row_begin));
         break;
       case Role::kOutput:
         AMXT_TRY(matrix_gradient(range, count, first_wave, attention, dmiddle, D, range.row_begin));
         break;
       case Role::kGate:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I, range.row_begin));
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I,
+                                 range.row_begin));
         break;
       case Role::kUp:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I, I + range.row_begin));
+        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I,
+                                 I + range.row_begin));
         break;
       case Role::kDown:
         AMXT_TRY(matrix_gradient(range, count, first_wave, activated, dout, D, range.row_begin));
@@ -519,12 +576,16 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
         norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dkey_norm; });
         break;
       default:
-        return Error(Code::kInternal, fmt::format("tensor {} is not a layer's", p_.layout->specs()[static_cast<size_t>(range.tensor)].name));
+        return Error(Code::kInternal,
+                     fmt::format("tensor {} is not a layer's",
+                                 p_.layout->specs()[static_cast<size_t>(range.tensor)].name));
     }
   }
   if (layer == p_.config->layers - 1) {
     for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->norm_deal())) {
-      norm(range, [&](int r, int64_t i) -> const float* { return slot_floats(r, i) + model::layer_gradients_floats(c); });
+      norm(range, [&](int r, int64_t i) -> const float* {
+        return slot_floats(r, i) + model::layer_gradients_floats(c);
+      });
     }
   }
   return {};
@@ -532,13 +593,17 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
 
 // Each rank adds, in order of k and position, the gradients of the tokens whose embedding rows it owns.
 template <typename E>
-Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave, const E* gradient) {
+Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count,
+                                         bool first_wave, const E* gradient) {
   const int me = p_.group->local_rank();
   const int64_t D = p_.config->hidden_size;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
-    std::memcpy(slot_tokens(me, i), batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence, static_cast<size_t>(n) * 4);
-    std::memcpy(slot(me, i), gradient + i * micro_rows() * D, static_cast<size_t>(n * D) * sizeof(E));
+    std::memcpy(slot_tokens(me, i),
+                batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence,
+                static_cast<size_t>(n) * 4);
+    std::memcpy(slot(me, i), gradient + i * micro_rows() * D,
+                static_cast<size_t>(n * D) * sizeof(E));
   }
   AMXT_TRY(control_->barrier());
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
@@ -559,7 +624,8 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
           const int32_t* token = slot_tokens(rank, i);
           for (int64_t t = 0; t < mailbox_[rank].micro_rows; ++t, ++place) {
             if (token[t] < range.row_begin || token[t] >= range.row_end) continue;
-            embedding_rows_.push_back(static_cast<uint64_t>(token[t] - range.row_begin) << 32 | place);
+            embedding_rows_.push_back(static_cast<uint64_t>(token[t] - range.row_begin) << 32 |
+                                      place);
           }
         }
       }
@@ -577,8 +643,10 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
       };
       for (size_t begin = 0; begin < embedding_rows_.size();) {
         const uint64_t row = embedding_rows_[begin] >> 32;
-        float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range) + static_cast<int64_t>(row) * D;
-        bf16* kept = as_bf16 ? p_.parameters->gradient_bf16(range) + static_cast<int64_t>(row) * D : nullptr;
+        float* sum =
+            as_bf16 ? block_ : p_.parameters->gradient_float(range) + static_cast<int64_t>(row) * D;
+        bf16* kept =
+            as_bf16 ? p_.parameters->gradient_bf16(range) + static_cast<int64_t>(row) * D : nullptr;
         if (as_bf16) kernels::convert(p_.isa, D, kept, sum);
         size_t end = begin;
         for (; end < embedding_rows_.size() && embedding_rows_[end] >> 32 == row; ++end) {
@@ -606,15 +674,18 @@ Status StepRunner<E>::phase_one(const Batch& batch) {
     AMXT_TRY(layers_backward(batch, first, count, first == 0));
     const int64_t wave_elements = count * micro_rows() * p_.config->hidden_size;
     if (defers_embedding()) {
-      std::memcpy(deferred_ + first * micro_rows() * p_.config->hidden_size, gradient_, static_cast<size_t>(wave_elements) * sizeof(E));
+      std::memcpy(deferred_ + first * micro_rows() * p_.config->hidden_size, gradient_,
+                  static_cast<size_t>(wave_elements) * sizeof(E));
     } else {
       AMXT_TRY(embedding_backward(batch, first, count, first == 0, gradient_));
     }
   }
   for (int64_t first = 0; defers_embedding() && first < accumulate; first += wave) {
-    AMXT_TRY(embedding_backward(batch, first, std::min(wave, accumulate - first), false, deferred_ + first * micro_rows() * p_.config->hidden_size));
+    AMXT_TRY(embedding_backward(batch, first, std::min(wave, accumulate - first), false,
+                                deferred_ + first * micro_rows() * p_.config->hidden_size));
   }
-  mailbox_[p_.group->local_rank()].bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  mailbox_[p_.group->local_rank()].bad_tensor =
+      p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
   return control_->barrier();
 }
 
@@ -624,21 +695,28 @@ std::optional<Error> StepRunner<E>::nonfinite(const StepInput& step, double norm
     for (int rank = 0; rank < ranks(); ++rank) {
       const Mailbox& box = mailbox_[rank];
       if (box.bad_micro_batch != a) continue;
-      const std::string where = box.bad_layer < 0                     ? "the embedding"
-                                : box.bad_layer >= p_.config->layers ? "the head"
-                                                                     : fmt::format("layer {}", box.bad_layer);
-      return Error(Code::kNonfinite, fmt::format("step {}: the loss of rank {}, micro-batch {}, is not finite; first in the output of {}",
+      const std::string where = box.bad_layer < 0 ? "the embedding"
+                                : box.bad_layer >= p_.config->layers
+                                    ? "the head"
+                                    : fmt::format("layer {}", box.bad_layer);
+      return Error(Code::kNonfinite, fmt::format("step {}: the loss of rank {}, micro-batch {}, is "
+                                                 "not finite; first in the output of {}",
                                                  step.step, rank, a, where))
           .with_rank(rank);
     }
   }
   for (int rank = 0; rank < ranks(); ++rank) {
     if (mailbox_[rank].bad_tensor < 0) continue;
-    const std::string& name = p_.layout->specs()[static_cast<size_t>(mailbox_[rank].bad_tensor)].name;
-    return Error(Code::kNonfinite, fmt::format("step {}: the gradient of {} (rows of rank {}) is not finite", step.step, quote(name), rank))
+    const std::string& name =
+        p_.layout->specs()[static_cast<size_t>(mailbox_[rank].bad_tensor)].name;
+    return Error(Code::kNonfinite,
+                 fmt::format("step {}: the gradient of {} (rows of rank {}) is not finite",
+                             step.step, quote(name), rank))
         .with_rank(rank);
   }
-  if (!std::isfinite(norm)) return Error(Code::kNonfinite, fmt::format("step {}: the norm of the gradient is not finite", step.step));
+  if (!std::isfinite(norm))
+    return Error(Code::kNonfinite,
+                 fmt::format("step {}: the norm of the gradient is not finite", step.step));
   return std::nullopt;
 }
 
@@ -682,7 +760,8 @@ void StepRunner<E>::publish_memory() {
 }
 
 template <typename E>
-Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) {
+Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& input,
+                                       const StepControl::Limits& limits) {
   const int64_t began = monotonic_ns();
   StepResult result;
   AMXT_TRY(control_->start(limits));
@@ -710,8 +789,12 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     adamw.weight_decay = p_.options->weight_decay;
     adamw.bias_correction1 = 1 - std::pow(p_.options->beta1, static_cast<double>(input.update));
     adamw.bias_correction2 = 1 - std::pow(p_.options->beta2, static_cast<double>(input.update));
-    if (p_.options->clip > 0) adamw.gradient_scale = static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
-    p_.parameters->update(*p_.pool, p_.isa, adamw, p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
+    if (p_.options->clip > 0)
+      adamw.gradient_scale =
+          static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
+    p_.parameters->update(
+        *p_.pool, p_.isa, adamw,
+        p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
   }
   publish_memory();
   mailbox_[p_.group->local_rank()].seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
@@ -730,7 +813,8 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
 }
 
 template <typename E>
-auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) -> Result<Evaluation> {
+auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities,
+                             const StepControl::Limits& limits) -> Result<Evaluation> {
   AMXT_TRY(control_->start(limits));
   const auto leave = [&](Error error) -> Error {
     if (static_cast<int>(error.code()) >= 100) return error;
@@ -747,9 +831,11 @@ auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities, const
       AMXT_TRY(head_forward(batch, first, count));
       for (int64_t i = 0; log_probabilities != nullptr && i < count; ++i) {
         const model::LossRows loss = loss_rows(batch, first + i, i);
-        const int64_t at = (first + i) * p_.options->micro_batch * batch.sequence, n = rows(batch, first + i).count();
+        const int64_t at = (first + i) * p_.options->micro_batch * batch.sequence,
+                      n = rows(batch, first + i).count();
         for (int64_t row = 0; row < n; ++row) {
-          log_probabilities[at + row] = loss.target[row] >= 0 ? loss.target_logit[row] - loss.lse[row] : 0.0f;
+          log_probabilities[at + row] =
+              loss.target[row] >= 0 ? loss.target_logit[row] - loss.lse[row] : 0.0f;
         }
       }
     }
@@ -766,13 +852,15 @@ auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities, const
 }
 
 template <typename E>
-auto StepRunner<E>::exchange_memory(const StepControl::Limits& limits) -> Result<std::vector<MemoryUse>> {
+auto StepRunner<E>::exchange_memory(const StepControl::Limits& limits)
+    -> Result<std::vector<MemoryUse>> {
   AMXT_TRY(control_->start(limits));
   publish_memory();
   AMXT_TRY(control_->barrier());
   std::vector<MemoryUse> all;
   for (int rank = 0; rank < ranks(); ++rank) {
-    all.push_back({mailbox_[rank].private_bytes, mailbox_[rank].pss_bytes, mailbox_[rank].peak_rss_bytes});
+    all.push_back(
+        {mailbox_[rank].private_bytes, mailbox_[rank].pss_bytes, mailbox_[rank].peak_rss_bytes});
   }
   return all;
 }

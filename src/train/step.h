@@ -34,21 +34,21 @@ namespace amxt::train {
 
 // What one step does to the state; everything that changes from step to step.
 struct StepInput {
-  int64_t step = 1;               // number of this step, from 1, for messages
-  int64_t update = 1;             // of the optimizer, from 1, for bias correction: skipped steps do not count
+  int64_t step = 1;    // number of this step, from 1, for messages
+  int64_t update = 1;  // of the optimizer, from 1, for bias correction: skipped steps do not count
   double learning_rate = 0;
-  bool commit = true;             // false: gradients only, nothing changes
+  bool commit = true;  // false: gradients only, nothing changes
 };
 
 struct StepResult {
   double loss = 0;
-  double grad_norm = 0;           // before clipping
-  bool skipped = false;           // not finite, and the policy is to skip
-  int64_t tokens = 0;             // positions that are not padding, all ranks
-  int64_t counted = 0;            // targets that counted, all ranks
-  int64_t peak_rss_bytes = 0;     // largest rank
-  int64_t pss_bytes = 0;          // sum over ranks, now
-  int64_t private_bytes = 0;      // sum over ranks, now
+  double grad_norm = 0;        // before clipping
+  bool skipped = false;        // not finite, and the policy is to skip
+  int64_t tokens = 0;          // positions that are not padding, all ranks
+  int64_t counted = 0;         // targets that counted, all ranks
+  int64_t peak_rss_bytes = 0;  // largest rank
+  int64_t pss_bytes = 0;       // sum over ranks, now
+  int64_t private_bytes = 0;   // sum over ranks, now
   double seconds = 0;
 };
 
@@ -70,7 +70,8 @@ class StepRunner {
   static Result<std::unique_ptr<StepRunner>> create(const Parts& parts, Deadline deadline);
 
   // Collective. An error before the commit leaves the state untouched; one after it is told by committed_but_failed().
-  Result<StepResult> step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits);
+  Result<StepResult> step(const Batch& batch, const StepInput& input,
+                          const StepControl::Limits& limits);
   bool committed_but_failed() const { return failed_after_commit_; }
 
   // Collective. Mean-loss parts of one batch of any number of samples (at most a step's) without gradients: sum of weighted losses and of
@@ -80,7 +81,8 @@ class StepRunner {
     double weight_sum = 0;
     int64_t tokens = 0;
   };
-  Result<Evaluation> evaluate(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits);
+  Result<Evaluation> evaluate(const Batch& batch, float* log_probabilities,
+                              const StepControl::Limits& limits);
 
   StepControl& control() { return *control_; }
   // Memory of all ranks, exchanged: each rank's private and proportional bytes. Collective.
@@ -89,20 +91,24 @@ class StepRunner {
   };
   Result<std::vector<MemoryUse>> exchange_memory(const StepControl::Limits& limits);
 
-  static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int ranks, int64_t wave, const store::Layout& layout);
-  static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int64_t wave, model::Keep keep);
-  static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options, int threads);
+  static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
+                             int ranks, int64_t wave, const store::Layout& layout);
+  static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
+                            int64_t wave, model::Keep keep);
+  static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
+                               int threads);
 
  private:
   // What a rank tells the others, in the shared arena.
   struct Mailbox {
     int64_t tokens;
     int64_t counted;
-    int64_t bad_micro_batch;   // first micro-batch (accumulation index) whose loss is not finite, or -1
-    int64_t bad_layer;         // first layer whose output is not finite there, or -1
-    int64_t bad_tensor;        // first owned tensor with a gradient that is not finite, or -1
+    int64_t
+        bad_micro_batch;  // first micro-batch (accumulation index) whose loss is not finite, or -1
+    int64_t bad_layer;    // first layer whose output is not finite there, or -1
+    int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
     int64_t private_bytes, pss_bytes, peak_rss_bytes;
-    int64_t micro_rows;        // rows of a micro-batch of this rank in this step
+    int64_t micro_rows;  // rows of a micro-batch of this rank in this step
     double seconds;
   };
 
@@ -116,7 +122,8 @@ class StepRunner {
   Status head_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
   Status layers_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave);
   // `gradient`: [count, rows, D] of the embedding's output.
-  Status embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave, const E* gradient);
+  Status embedding_backward(const Batch& batch, int64_t first, int64_t count, bool first_wave,
+                            const E* gradient);
   // Gradients of a tied embedding come after all of the head's, so that waves do not change the order of sums.
   bool defers_embedding() const { return p_.layout->tied() && p_.plan->waves > 1; }
   void publish_counts(const Batch& batch);
@@ -125,10 +132,11 @@ class StepRunner {
   // Where a rank's micro-batch of the wave keeps something.
   using Locator = FunctionRef<const E*(int rank, int64_t index)>;
   // dW rows of `range` += over the wave's micro-batches, in order, dY[:, first_column + row]^T X.
-  Status matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x, Locator dy, int64_t lddy,
-                         int64_t first_column);
+  Status matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x,
+                         Locator dy, int64_t lddy, int64_t first_column);
   // A vector's gradient += what `add` adds for each micro-batch, in order.
-  void vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, FunctionRef<void(int, int64_t, float*)> add);
+  void vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave,
+                       FunctionRef<void(int, int64_t, float*)> add);
   int64_t find_bad_layer(int64_t slot) const;
   std::optional<Error> nonfinite(const StepInput& input, double norm) const;
   void publish_memory();
@@ -142,10 +150,10 @@ class StepRunner {
   int ranks() const { return p_.group->local_size(); }
   // Micro-batch in the order of sums.
   int64_t order(int64_t accumulation, int rank) const { return accumulation * ranks() + rank; }
-  E* slot(int rank, int64_t index) const;          // arena of a rank's micro-batch of the wave
+  E* slot(int rank, int64_t index) const;  // arena of a rank's micro-batch of the wave
   float* slot_floats(int rank, int64_t index) const;
   int32_t* slot_tokens(int rank, int64_t index) const;
-  E* input(int64_t layer, int64_t index) const;    // x of a layer (layers: output of the last), kept
+  E* input(int64_t layer, int64_t index) const;  // x of a layer (layers: output of the last), kept
 
   Parts p_;
   std::unique_ptr<model::Decoder<E>> decoder_;
@@ -154,26 +162,27 @@ class StepRunner {
   comm::SharedMemory shared_;
   Buffer kept_, work_;
   // Shared, within shared_.
-  Mailbox* mailbox_ = nullptr;       // [ranks]
-  double* losses_ = nullptr;         // [micro-batches] sum of weighted losses, in order k
-  double* weights_ = nullptr;        // [micro-batches] sum of weights
-  double* squares_ = nullptr;        // [panels] of gradients
-  int32_t* tokens_ = nullptr;        // [ranks, wave, rows]
-  float* floats_ = nullptr;          // [ranks, wave, floats of a slot]
-  E* arena_ = nullptr;               // [ranks, wave, elements of a slot]
+  Mailbox* mailbox_ = nullptr;  // [ranks]
+  double* losses_ = nullptr;    // [micro-batches] sum of weighted losses, in order k
+  double* weights_ = nullptr;   // [micro-batches] sum of weights
+  double* squares_ = nullptr;   // [panels] of gradients
+  int32_t* tokens_ = nullptr;   // [ranks, wave, rows]
+  float* floats_ = nullptr;     // [ranks, wave, floats of a slot]
+  E* arena_ = nullptr;          // [ranks, wave, elements of a slot]
   int64_t slot_elements_ = 0, slot_float_count_ = 0;
   // Private, within kept_ and work_.
-  E* inputs_ = nullptr;              // [layers + 1, wave, rows, D]
+  E* inputs_ = nullptr;  // [layers + 1, wave, rows, D]
   E* kept_elements_ = nullptr;
   float* kept_floats_ = nullptr;
   model::KeptSize kept_size_;
-  E* gradient_ = nullptr;            // [wave, rows, D] of the residual stream
-  E* deferred_ = nullptr;            // [accumulate, rows, D], only when the embedding's part is deferred
-  float* dnormed_ = nullptr;         // [wave, rows, D]
-  float* loss_rows_ = nullptr;       // [4, wave, rows]
-  float* scale_ = nullptr;           // [accumulate, rows]
-  float* block_ = nullptr;           // fp32 block of dW, kGradientBlockBytes or a panel of the widest
-  std::vector<uint64_t> embedding_rows_;  // scratch: (row, place) of tokens whose embedding this rank owns
+  E* gradient_ = nullptr;       // [wave, rows, D] of the residual stream
+  E* deferred_ = nullptr;       // [accumulate, rows, D], only when the embedding's part is deferred
+  float* dnormed_ = nullptr;    // [wave, rows, D]
+  float* loss_rows_ = nullptr;  // [4, wave, rows]
+  float* scale_ = nullptr;      // [accumulate, rows]
+  float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
+  std::vector<uint64_t>
+      embedding_rows_;  // scratch: (row, place) of tokens whose embedding this rank owns
   bool failed_after_commit_ = false;
 };
 

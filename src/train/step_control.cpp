@@ -21,7 +21,8 @@ constexpr int kSpins = 2000;
 }  // namespace
 
 int64_t StepControl::shared_bytes(int ranks) {
-  return static_cast<int64_t>(kSlots * sizeof(Slot) + static_cast<size_t>(ranks) * sizeof(std::atomic<uint32_t>));
+  return static_cast<int64_t>(kSlots * sizeof(Slot) +
+                              static_cast<size_t>(ranks) * sizeof(std::atomic<uint32_t>));
 }
 
 Status StepControl::ended() {
@@ -34,7 +35,8 @@ Status StepControl::ended() {
   }
   if (decision != kCancelled) return {};
   if (s.rank == group_->rank()) return Error(static_cast<Code>(s.code), s.reason);
-  return Error(static_cast<Code>(s.code), fmt::format("rank {}: {}", s.rank, s.reason)).with_rank(s.rank);
+  return Error(static_cast<Code>(s.code), fmt::format("rank {}: {}", s.rank, s.reason))
+      .with_rank(s.rank);
 }
 
 Status StepControl::cancel(const Error& error) {
@@ -75,10 +77,12 @@ Status StepControl::wait_change(const std::atomic<uint32_t>* word, uint32_t seen
 Status StepControl::poll() {
   AMXT_TRY(ended());
   if (limits_.cancel != nullptr && limits_.cancel->load(std::memory_order_relaxed)) {
-    return cancel(Error(Code::kCancelled, "the step was cancelled before its commit; nothing has changed"));
+    return cancel(
+        Error(Code::kCancelled, "the step was cancelled before its commit; nothing has changed"));
   }
   if (limits_.deadline.passed()) {
-    return cancel(Error(Code::kTimeout, "the deadline of the step passed before its commit; nothing has changed"));
+    return cancel(Error(Code::kTimeout,
+                        "the deadline of the step passed before its commit; nothing has changed"));
   }
   return {};
 }
@@ -89,8 +93,12 @@ Status StepControl::claim() {
   const auto world = static_cast<size_t>(group_->local_size());
   newest_attempts()[group_->local_rank()].store(attempt_, std::memory_order_release);
   for (size_t rank = 0; rank < world; ++rank) {
-    if (attempt_ >= kSlots && newest_attempts()[rank].load(std::memory_order_acquire) <= attempt_ - kSlots) {
-      return Error(Code::kCommTimeout, fmt::format("rank {} is {} calls behind this rank, which gave up on each of them", rank, kSlots))
+    if (attempt_ >= kSlots &&
+        newest_attempts()[rank].load(std::memory_order_acquire) <= attempt_ - kSlots) {
+      return Error(
+                 Code::kCommTimeout,
+                 fmt::format("rank {} is {} calls behind this rank, which gave up on each of them",
+                             rank, kSlots))
           .with_rank(static_cast<int32_t>(rank));
     }
   }
@@ -98,8 +106,10 @@ Status StepControl::claim() {
   for (;;) {
     uint32_t tag = s.attempt.load(std::memory_order_acquire);
     if (tag == attempt_) return {};
-    if (tag != kClaiming && s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel)) {
-      for (std::atomic<uint32_t>* word : {&s.entered, &s.started, &s.arrived, &s.generation, &s.decision, &s.finished}) {
+    if (tag != kClaiming &&
+        s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel)) {
+      for (std::atomic<uint32_t>* word :
+           {&s.entered, &s.started, &s.arrived, &s.generation, &s.decision, &s.finished}) {
         word->store(0, std::memory_order_relaxed);
       }
       s.attempt.store(attempt_, std::memory_order_release);
@@ -116,7 +126,8 @@ Status StepControl::start(const Limits& limits) {
   AMXT_TRY(group_->check());
   AMXT_TRY(claim());
   Slot& s = slot();
-  if (s.entered.fetch_add(1, std::memory_order_acq_rel) + 1 == static_cast<uint32_t>(group_->local_size())) {
+  if (s.entered.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+      static_cast<uint32_t>(group_->local_size())) {
     s.started.store(1, std::memory_order_release);
     futex_wake_all(&s.started, FutexScope::kShared);
   } else {

@@ -25,7 +25,8 @@ class StepControl {
   // Bytes of shared, zeroed memory that the StepControls of all ranks need.
   static int64_t shared_bytes(int ranks);
 
-  StepControl(void* shared, comm::Group* group) : slots_(static_cast<Slot*>(shared)), group_(group) {}
+  StepControl(void* shared, comm::Group* group)
+      : slots_(static_cast<Slot*>(shared)), group_(group) {}
 
   // What ends the waits of this rank's attempt: set before start().
   struct Limits {
@@ -50,11 +51,11 @@ class StepControl {
   // Attempts that one rank may be ahead of another.
   static constexpr uint32_t kSlots = 64;
   struct alignas(64) Slot {
-    std::atomic<uint32_t> attempt;      // that the slot serves now
-    std::atomic<uint32_t> entered;      // ranks that have come to start()
-    std::atomic<uint32_t> started;      // 1: all have
-    std::atomic<uint32_t> arrived;      // at barriers, over all of them
-    std::atomic<uint32_t> generation;   // barriers that are over
+    std::atomic<uint32_t> attempt;     // that the slot serves now
+    std::atomic<uint32_t> entered;     // ranks that have come to start()
+    std::atomic<uint32_t> started;     // 1: all have
+    std::atomic<uint32_t> arrived;     // at barriers, over all of them
+    std::atomic<uint32_t> generation;  // barriers that are over
     std::atomic<uint32_t> decision;
     std::atomic<uint32_t> finished;
     int32_t code;
@@ -63,7 +64,9 @@ class StepControl {
   };
 
   Slot& slot() const { return slots_[attempt_ % kSlots]; }
-  std::atomic<uint32_t>* newest_attempts() const { return reinterpret_cast<std::atomic<uint32_t>*>(slots_ + kSlots); }  // by rank
+  std::atomic<uint32_t>* newest_attempts() const {
+    return reinterpret_cast<std::atomic<uint32_t>*>(slots_ + kSlots);
+  }  // by rank
   Status claim();
   // Waits until *word != seen. `can_end`: the attempt's decision, deadline and cancel flag end it too.
   Status wait_change(const std::atomic<uint32_t>* word, uint32_t seen, bool can_end);

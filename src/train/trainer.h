@@ -38,10 +38,10 @@ struct TrainerSetup {
   std::shared_ptr<comm::Group> group;
   std::shared_ptr<const model::ModelDirectory> model;
   TrainOptions given;
-  std::optional<std::string> ds_config;   // text
+  std::optional<std::string> ds_config;  // text
   std::string ds_config_name = "ds_config";
-  int threads = 0;                        // 0: from affinity, cgroup and ranks
-  std::optional<bool> pin;                // unset: unless there are more threads than cores
+  int threads = 0;          // 0: from affinity, cgroup and ranks
+  std::optional<bool> pin;  // unset: unless there are more threads than cores
   checkpoint::Progress progress;
 };
 
@@ -97,10 +97,10 @@ struct RunOptions {
   int64_t keep = 2;
   int64_t eval_steps = 0;
   const io::Dataset* eval_data = nullptr;
-  std::string output;            // empty: nothing is saved
-  std::string resume;            // empty: afresh; "latest"; a path
-  std::string metrics_path;      // empty: none
-  std::string model_directory;   // of the final model's tokenizer files; empty: the trainer's
+  std::string output;           // empty: nothing is saved
+  std::string resume;           // empty: afresh; "latest"; a path
+  std::string metrics_path;     // empty: none
+  std::string model_directory;  // of the final model's tokenizer files; empty: the trainer's
   std::function<Result<RunVerdict>(const Event&)> event;
 };
 
@@ -114,19 +114,24 @@ class Trainer {
   // Forward and backward without the commit; the gradients can be read until the next step.
   virtual Result<StepMetrics> gradients(const Batch& batch, const CallLimits& limits) = 0;
   // [samples, sequence] log-probability of each position's target; any number of samples.
-  virtual Status forward(const Batch& batch, std::span<float> log_probabilities, const CallLimits& limits) = 0;
+  virtual Status forward(const Batch& batch, std::span<float> log_probabilities,
+                         const CallLimits& limits) = 0;
   virtual Result<Evaluation> evaluate(const io::Dataset& data, const CallLimits& limits) = 0;
   // Checks what run() will need; the checkpoint to resume from, or nothing to load afresh.
-  virtual Result<std::optional<std::string>> prepare(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) = 0;
-  virtual Status run(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) = 0;
+  virtual Result<std::optional<std::string>> prepare(const io::Dataset& data,
+                                                     const RunOptions& options,
+                                                     const CallLimits& limits) = 0;
+  virtual Status run(const io::Dataset& data, const RunOptions& options,
+                     const CallLimits& limits) = 0;
   // The path of the checkpoint.
   virtual Result<std::string> save(const std::string& output, const CallLimits& limits) = 0;
   virtual Status resume(const std::string& path, const CallLimits& limits) = 0;
   virtual Status export_model(const std::string& directory, const CallLimits& limits) = 0;
   // Every rank gets the rows, whoever owns them. `values` empty: this rank only takes part. A vector counts as rows of one element.
-  virtual Status read_rows(const std::string& tensor, store::RowKind kind, int64_t first_row, int64_t rows, std::span<float> values,
-                           const CallLimits& limits) = 0;
-  virtual Status write_rows(const std::string& tensor, store::RowKind kind, int64_t first_row, int64_t rows, std::span<const float> values,
+  virtual Status read_rows(const std::string& tensor, store::RowKind kind, int64_t first_row,
+                           int64_t rows, std::span<float> values, const CallLimits& limits) = 0;
+  virtual Status write_rows(const std::string& tensor, store::RowKind kind, int64_t first_row,
+                            int64_t rows, std::span<const float> values,
                             const CallLimits& limits) = 0;
 
   virtual TrainerState state() const = 0;

@@ -11,18 +11,23 @@
 namespace amxt::train {
 namespace {
 
-StepControl::Limits step_limits(const CallLimits& limits) { return {limits.deadline, limits.cancel}; }
+StepControl::Limits step_limits(const CallLimits& limits) {
+  return {limits.deadline, limits.cancel};
+}
 
 Status check_tokens(const Batch& batch, int64_t vocab_size) {
   for (size_t i = 0; i < batch.token.size(); ++i) {
-    const auto sample = static_cast<int64_t>(i) / batch.sequence, position = static_cast<int64_t>(i) % batch.sequence;
+    const auto sample = static_cast<int64_t>(i) / batch.sequence,
+               position = static_cast<int64_t>(i) % batch.sequence;
     if (batch.token[i] < 0 || batch.token[i] >= vocab_size) {
-      return Error(Code::kInvalidArgument, fmt::format("token {} of sample {}, position {}, is not in the vocabulary of {}", batch.token[i], sample,
-                                                       position, vocab_size));
+      return Error(Code::kInvalidArgument,
+                   fmt::format("token {} of sample {}, position {}, is not in the vocabulary of {}",
+                               batch.token[i], sample, position, vocab_size));
     }
     if (batch.target[i] >= vocab_size) {
-      return Error(Code::kInvalidArgument, fmt::format("label {} of sample {}, position {}, is not in the vocabulary of {}", batch.target[i], sample,
-                                                       position + 1, vocab_size));
+      return Error(Code::kInvalidArgument,
+                   fmt::format("label {} of sample {}, position {}, is not in the vocabulary of {}",
+                               batch.target[i], sample, position + 1, vocab_size));
     }
   }
   return {};
@@ -31,33 +36,42 @@ Status check_tokens(const Batch& batch, int64_t vocab_size) {
 }  // namespace
 
 TrainerCore::TrainerCore(TrainerParts parts)
-    : parts_(std::move(parts)), layout_(parts_.setup.model->config(), parts_.setup.group->local_size()) {
+    : parts_(std::move(parts)),
+      layout_(parts_.setup.model->config(), parts_.setup.group->local_size()) {
   state_.total_steps = parts_.options.schedule.total_steps;
 }
 
 Status TrainerCore::require_ready() const {
   std::lock_guard lock(mutex_);
-  if (state_.status == TrainerStatus::kCreated) return Error(Code::kInvalidState, "the trainer has no weights yet: load or resume first");
+  if (state_.status == TrainerStatus::kCreated)
+    return Error(Code::kInvalidState, "the trainer has no weights yet: load or resume first");
   if (state_.status == TrainerStatus::kFailed) {
-    return Error(Code::kInvalidState, "a step failed after its commit: the state is not whole; resume from a checkpoint");
+    return Error(
+        Code::kInvalidState,
+        "a step failed after its commit: the state is not whole; resume from a checkpoint");
   }
   return {};
 }
 
-Status TrainerCore::check_same_model(const model::ModelConfig& other, const std::string& path) const {
+Status TrainerCore::check_same_model(const model::ModelConfig& other,
+                                     const std::string& path) const {
   const std::vector<model::TensorSpec> theirs = model::tensor_specs(other);
   const std::vector<model::TensorSpec>& ours = layout_.specs();
   const auto differs = [&](const std::string& what) {
-    return Error(Code::kMismatch, fmt::format("{}: another model than the trainer's: {}", quote(path), what));
+    return Error(Code::kMismatch,
+                 fmt::format("{}: another model than the trainer's: {}", quote(path), what));
   };
   for (size_t i = 0; i < std::min(ours.size(), theirs.size()); ++i) {
-    if (ours[i].name != theirs[i].name) return differs(fmt::format("tensor {} in place of {}", quote(theirs[i].name), quote(ours[i].name)));
+    if (ours[i].name != theirs[i].name)
+      return differs(
+          fmt::format("tensor {} in place of {}", quote(theirs[i].name), quote(ours[i].name)));
     if (ours[i].rows != theirs[i].rows || ours[i].columns != theirs[i].columns) {
-      return differs(fmt::format("tensor {} is [{}, {}], not [{}, {}]", quote(ours[i].name), theirs[i].rows, theirs[i].columns, ours[i].rows,
-                                 ours[i].columns));
+      return differs(fmt::format("tensor {} is [{}, {}], not [{}, {}]", quote(ours[i].name),
+                                 theirs[i].rows, theirs[i].columns, ours[i].rows, ours[i].columns));
     }
   }
-  if (ours.size() != theirs.size()) return differs(fmt::format("{} tensors, not {}", theirs.size(), ours.size()));
+  if (ours.size() != theirs.size())
+    return differs(fmt::format("{} tensors, not {}", theirs.size(), ours.size()));
   return {};
 }
 
@@ -70,13 +84,16 @@ TrainerState TrainerCore::state() const {
   std::lock_guard lock(mutex_);
   TrainerState state = state_;
   state.learning_rate = rate_of_next_step();
-  state.epoch = samples_of_epoch_ > 0 ? static_cast<double>(state.position) / static_cast<double>(samples_of_epoch_) : 0;
+  state.epoch = samples_of_epoch_ > 0
+                    ? static_cast<double>(state.position) / static_cast<double>(samples_of_epoch_)
+                    : 0;
   return state;
 }
 
 Status TrainerCore::set_learning_rate(std::optional<double> rate) {
   if (rate && (!std::isfinite(*rate) || *rate < 0)) {
-    return Error(Code::kInvalidArgument, fmt::format("the learning rate is {}; it is 0 or more", *rate));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the learning rate is {}; it is 0 or more", *rate));
   }
   std::lock_guard lock(mutex_);
   rate_override_ = rate;
@@ -109,7 +126,8 @@ std::vector<MemoryStage> TrainerCore::memory_report() const {
   return memory_;
 }
 
-Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, const CallLimits& limits) {
+Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
+                                           const CallLimits& limits) {
   AMXT_TRY(require_ready());
   AMXT_TRY(check_tokens(batch, config().vocab_size));
   StepInput input;
@@ -138,7 +156,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, cons
   metrics.world_size = group().size();
   if (metrics.seconds > 0) {
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.seconds;
-    metrics.model_tflops = metrics.tokens_per_second * model::flops_per_token(config(), batch.sequence) * 1e-12;
+    metrics.model_tflops =
+        metrics.tokens_per_second * model::flops_per_token(config(), batch.sequence) * 1e-12;
   }
   if (commit) {
     std::lock_guard lock(mutex_);
@@ -146,7 +165,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, cons
     state_.position += parts_.options.global_batch();
     if (!result->skipped) ++updates_;
     peak_pss_all_ranks_ = std::max(peak_pss_all_ranks_, result->pss_bytes);
-    if (samples_of_epoch_ > 0) metrics.epoch = static_cast<double>(state_.position) / static_cast<double>(samples_of_epoch_);
+    if (samples_of_epoch_ > 0)
+      metrics.epoch = static_cast<double>(state_.position) / static_cast<double>(samples_of_epoch_);
     metrics.peak_pss_bytes_all_ranks = peak_pss_all_ranks_;
     metrics.peak_rss_bytes = result->peak_rss_bytes;
   }
@@ -157,11 +177,16 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit, cons
   return metrics;
 }
 
-Result<StepMetrics> TrainerCore::step(const Batch& batch, const CallLimits& limits) { return take_step(batch, true, limits); }
+Result<StepMetrics> TrainerCore::step(const Batch& batch, const CallLimits& limits) {
+  return take_step(batch, true, limits);
+}
 
-Result<StepMetrics> TrainerCore::gradients(const Batch& batch, const CallLimits& limits) { return take_step(batch, false, limits); }
+Result<StepMetrics> TrainerCore::gradients(const Batch& batch, const CallLimits& limits) {
+  return take_step(batch, false, limits);
+}
 
-Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabilities, const CallLimits& limits) {
+Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabilities,
+                            const CallLimits& limits) {
   AMXT_TRY(require_ready());
   AMXT_TRY(check_tokens(batch, config().vocab_size));
   const int64_t most = parts_.options.micro_batch * parts_.options.accumulate;
@@ -177,7 +202,8 @@ Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabiliti
     copy(batch.document_start, part.document_start);
     copy(batch.position, part.position);
     copy(batch.weight, part.weight);
-    float* to = log_probabilities.empty() ? nullptr : log_probabilities.data() + first * batch.sequence;
+    float* to =
+        log_probabilities.empty() ? nullptr : log_probabilities.data() + first * batch.sequence;
     AMXT_ASSIGN([[maybe_unused]] const LossSums sums, run_forward(part, to, step_limits(limits)));
   }
   return {};
@@ -185,13 +211,16 @@ Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabiliti
 
 Status TrainerCore::check_data(const io::Dataset& data) const {
   if (data.options().sequence_length != parts_.options.sequence_length) {
-    return Error(Code::kInvalidArgument, fmt::format("the data set has samples of {} positions, the trainer of {}", data.options().sequence_length,
-                                                     parts_.options.sequence_length));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the data set has samples of {} positions, the trainer of {}",
+                             data.options().sequence_length, parts_.options.sequence_length));
   }
   if (data.largest_token() >= config().vocab_size) {
-    return Error(Code::kFormat, fmt::format("{}: token {} is not in the model's vocabulary of {}",
-                                            data.options().paths.empty() ? std::string("data set") : quote(data.options().paths.front()),
-                                            data.largest_token(), config().vocab_size));
+    return Error(Code::kFormat,
+                 fmt::format("{}: token {} is not in the model's vocabulary of {}",
+                             data.options().paths.empty() ? std::string("data set")
+                                                          : quote(data.options().paths.front()),
+                             data.largest_token(), config().vocab_size));
   }
   return {};
 }
@@ -200,7 +229,8 @@ Result<Evaluation> TrainerCore::evaluate(const io::Dataset& data, const CallLimi
   AMXT_TRY(require_ready());
   AMXT_TRY(check_data(data));
   const int64_t began = monotonic_ns();
-  const int64_t micro = parts_.options.micro_batch, most = micro * parts_.options.accumulate, world = group().size();
+  const int64_t micro = parts_.options.micro_batch, most = micro * parts_.options.accumulate,
+                world = group().size();
   Evaluation evaluation;
   double loss = 0, weight = 0;
   for (int64_t first = 0; first < data.samples(); first += most * world) {
@@ -215,7 +245,8 @@ Result<Evaluation> TrainerCore::evaluate(const io::Dataset& data, const CallLimi
     }
     batch.resize(static_cast<int64_t>(mine.size()), parts_.options.sequence_length);
     for (size_t i = 0; i < mine.size(); ++i) {
-      AMXT_ASSIGN(const io::SampleCounts counts, data.read(mine[i], batch.sample(static_cast<int64_t>(i))));
+      AMXT_ASSIGN(const io::SampleCounts counts,
+                  data.read(mine[i], batch.sample(static_cast<int64_t>(i))));
       batch.tokens += counts.tokens;
     }
     AMXT_ASSIGN(const LossSums sums, run_forward(batch, nullptr, step_limits(limits)));

@@ -25,19 +25,21 @@ struct TrainerParts {
   const CpuIsa* isa = nullptr;
   int threads = 1;
   std::string threads_reason;
-  std::vector<int> cpus;            // of this rank's threads; empty: unpinned
-  std::vector<std::string> notes;   // of the ds_config
+  std::vector<int> cpus;           // of this rank's threads; empty: unpinned
+  std::vector<std::string> notes;  // of the ds_config
 };
 
 class TrainerCore : public Trainer {
  public:
   explicit TrainerCore(TrainerParts parts);
 
-  Status forward(const Batch& batch, std::span<float> log_probabilities, const CallLimits& limits) override;
+  Status forward(const Batch& batch, std::span<float> log_probabilities,
+                 const CallLimits& limits) override;
   Result<Evaluation> evaluate(const io::Dataset& data, const CallLimits& limits) override;
   Result<StepMetrics> step(const Batch& batch, const CallLimits& limits) override;
   Result<StepMetrics> gradients(const Batch& batch, const CallLimits& limits) override;
-  Result<std::optional<std::string>> prepare(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) override;
+  Result<std::optional<std::string>> prepare(const io::Dataset& data, const RunOptions& options,
+                                             const CallLimits& limits) override;
   Status run(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) override;
   TrainerState state() const override;
   Status set_learning_rate(std::optional<double> rate) override;
@@ -52,8 +54,10 @@ class TrainerCore : public Trainer {
     double loss = 0, weight = 0;
     int64_t counted = 0;
   };
-  virtual Result<StepResult> run_step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) = 0;
-  virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) = 0;
+  virtual Result<StepResult> run_step(const Batch& batch, const StepInput& input,
+                                      const StepControl::Limits& limits) = 0;
+  virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
+                                       const StepControl::Limits& limits) = 0;
   struct RankMemory {
     int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
   };
@@ -64,9 +68,11 @@ class TrainerCore : public Trainer {
   // Takes it back; a change that would move the data or the schedule is kMismatch unless options.reschedule.
   Status take_training_state(const checkpoint::TrainingState& training);
   // Saves, and lets the newest `keep` checkpoints stay.
-  virtual Result<std::string> save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) = 0;
+  virtual Result<std::string> save_keeping(const std::string& output, int64_t keep,
+                                           const CallLimits& limits) = 0;
   // Writes the model, tokenizer files taken from `model_directory` (empty: the trainer's).
-  virtual Status export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) = 0;
+  virtual Status export_from(const std::string& directory, const std::string& model_directory,
+                             const CallLimits& limits) = 0;
 
   Status require_ready() const;
   // kMismatch naming the first thing that differs from this trainer's model.
@@ -98,14 +104,15 @@ class TrainerCore : public Trainer {
   std::optional<double> rate_override_;
   std::vector<MemoryStage> memory_;
   int64_t peak_pss_all_ranks_ = 0;
-  int64_t samples_of_epoch_ = 0;   // of the data of a run; 0: a host's own batches
+  int64_t samples_of_epoch_ = 0;  // of the data of a run; 0: a host's own batches
   uint64_t data_fingerprint_ = 0;
-  std::string mode_name_;          // empty: not known
-  int64_t updates_ = 0;            // that the moments have seen: skipped steps are none
+  std::string mode_name_;  // empty: not known
+  int64_t updates_ = 0;    // that the moments have seen: skipped steps are none
 };
 
 // Trainers of either element type.
-Result<std::unique_ptr<Trainer>> make_bfloat16_trainer(TrainerParts parts, const CallLimits& limits);
+Result<std::unique_ptr<Trainer>> make_bfloat16_trainer(TrainerParts parts,
+                                                       const CallLimits& limits);
 Result<std::unique_ptr<Trainer>> make_float32_trainer(TrainerParts parts, const CallLimits& limits);
 
 }  // namespace amxt::train

@@ -25,7 +25,8 @@ Status TrainerOf<E>::start() {
   log().info(fmt::format("matrix products: {}", gemm_->name()));
   for (const kernels::GemmCandidate& candidate : gemm_->candidates()) {
     if (!candidate.skipped_because.empty()) {
-      log().debug(fmt::format("matrix products: {} skipped: {}", candidate.name, candidate.skipped_because));
+      log().debug(fmt::format("matrix products: {} skipped: {}", candidate.name,
+                              candidate.skipped_because));
     }
   }
   return {};
@@ -39,7 +40,8 @@ Status TrainerOf<E>::allocate(const CallLimits& limits) {
   options.optimizer = !parts_.options.forward_only;
   options.gradient_dtype = parts_.plan.gradient_dtype;
   const auto make = [&]() -> Status {
-    AMXT_ASSIGN(parameters_, store::Parameters<E>::create(&layout_, &group(), options, limits.deadline));
+    AMXT_ASSIGN(parameters_,
+                store::Parameters<E>::create(&layout_, &group(), options, limits.deadline));
     typename StepRunner<E>::Parts step;
     step.config = &config();
     step.options = &parts_.options;
@@ -78,10 +80,13 @@ Status TrainerOf<E>::populate_state(const CallLimits& limits) {
 
 template <typename E>
 Status TrainerOf<E>::load(const std::string& directory, const CallLimits& limits) {
-  if (state().step > 0) return Error(Code::kInvalidState, "steps have been taken: load into a new trainer");
+  if (state().step > 0)
+    return Error(Code::kInvalidState, "steps have been taken: load into a new trainer");
   pool_->pin_caller();
-  const bool is_checkpoint = path_exists(join_path(directory, checkpoint::kManifestName)) || path_exists(join_path(directory, checkpoint::kLatestName));
-  Status loaded = is_checkpoint ? load_checkpoint(directory, checkpoint::Restore::kWeights, limits) : load_directory(directory, limits);
+  const bool is_checkpoint = path_exists(join_path(directory, checkpoint::kManifestName)) ||
+                             path_exists(join_path(directory, checkpoint::kLatestName));
+  Status loaded = is_checkpoint ? load_checkpoint(directory, checkpoint::Restore::kWeights, limits)
+                                : load_directory(directory, limits);
   if (!loaded) {
     drop_state();
     return loaded;
@@ -97,21 +102,28 @@ Status TrainerOf<E>::load_directory(const std::string& directory, const CallLimi
     return model;
   };
   Result<model::ModelDirectory> model = open();
-  AMXT_TRY(checkpoint::agree(group(), model ? Status() : Status(Error(model.error())), limits.deadline));
+  AMXT_TRY(
+      checkpoint::agree(group(), model ? Status() : Status(Error(model.error())), limits.deadline));
   AMXT_TRY(allocate(limits));
-  return checkpoint::load_model(*model, *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
+  return checkpoint::load_model(*model, *parameters_, group(), parts_.setup.progress,
+                                limits.deadline, limits.cancel);
 }
 
 template <typename E>
-Status TrainerOf<E>::load_checkpoint(const std::string& path, checkpoint::Restore what, const CallLimits& limits) {
-  AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::open_checkpoint(path, group(), limits.deadline));
+Status TrainerOf<E>::load_checkpoint(const std::string& path, checkpoint::Restore what,
+                                     const CallLimits& limits) {
+  AMXT_ASSIGN(const checkpoint::Manifest manifest,
+              checkpoint::open_checkpoint(path, group(), limits.deadline));
   AMXT_TRY(checkpoint::check_same_model(manifest, config()));
   if (what == checkpoint::Restore::kState) {
-    if (parts_.options.forward_only) return Error(Code::kInvalidState, "a trainer for forward only takes weights (load), not the state of training");
+    if (parts_.options.forward_only)
+      return Error(Code::kInvalidState,
+                   "a trainer for forward only takes weights (load), not the state of training");
     AMXT_TRY(take_training_state(manifest.training));
   }
   AMXT_TRY(allocate(limits));
-  return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
+  return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress,
+                             limits.deadline, limits.cancel);
 }
 
 template <typename E>
@@ -124,7 +136,8 @@ Status TrainerOf<E>::become_ready(const CallLimits& limits) {
 
 template <typename E>
 Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
-  if (state().status == TrainerStatus::kReady) return Error(Code::kInvalidState, "the trainer has its weights: resume into a new one");
+  if (state().status == TrainerStatus::kReady)
+    return Error(Code::kInvalidState, "the trainer has its weights: resume into a new one");
   pool_->pin_caller();
   // A trainer that failed after a commit starts over with new memory.
   drop_state();
@@ -140,13 +153,17 @@ Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
 }
 
 template <typename E>
-Result<std::string> TrainerOf<E>::save_keeping(const std::string& output, int64_t keep, const CallLimits& limits) {
+Result<std::string> TrainerOf<E>::save_keeping(const std::string& output, int64_t keep,
+                                               const CallLimits& limits) {
   AMXT_TRY(require_ready());
-  if (parts_.options.forward_only) return Error(Code::kInvalidState, "a trainer for forward only has no state of training to save");
+  if (parts_.options.forward_only)
+    return Error(Code::kInvalidState,
+                 "a trainer for forward only has no state of training to save");
   checkpoint::SaveOptions options;
   options.keep = keep;
-  AMXT_ASSIGN(checkpoint::Saved saved, checkpoint::save(output, training_state(), config(), *parameters_, options, group(), parts_.setup.progress,
-                                                        limits.deadline, limits.cancel));
+  AMXT_ASSIGN(checkpoint::Saved saved,
+              checkpoint::save(output, training_state(), config(), *parameters_, options, group(),
+                               parts_.setup.progress, limits.deadline, limits.cancel));
   for (const std::string& warning : saved.warnings) log().warning(warning);
   return std::move(saved.path);
 }
@@ -162,14 +179,17 @@ Status TrainerOf<E>::export_model(const std::string& directory, const CallLimits
 }
 
 template <typename E>
-Status TrainerOf<E>::export_from(const std::string& directory, const std::string& model_directory, const CallLimits& limits) {
+Status TrainerOf<E>::export_from(const std::string& directory, const std::string& model_directory,
+                                 const CallLimits& limits) {
   AMXT_TRY(require_ready());
-  return checkpoint::export_model(directory, model_directory.empty() ? parts_.setup.model->path() : model_directory, config(), *parameters_, group(),
-                                  parts_.setup.progress, limits.deadline, limits.cancel);
+  return checkpoint::export_model(
+      directory, model_directory.empty() ? parts_.setup.model->path() : model_directory, config(),
+      *parameters_, group(), parts_.setup.progress, limits.deadline, limits.cancel);
 }
 
 template <typename E>
-Result<StepResult> TrainerOf<E>::run_step(const Batch& batch, const StepInput& input, const StepControl::Limits& limits) {
+Result<StepResult> TrainerOf<E>::run_step(const Batch& batch, const StepInput& input,
+                                          const StepControl::Limits& limits) {
   pool_->pin_caller();
   have_gradients_ = false;
   Result<StepResult> result = runner_->step(batch, input, limits);
@@ -182,42 +202,52 @@ Result<StepResult> TrainerOf<E>::run_step(const Batch& batch, const StepInput& i
 }
 
 template <typename E>
-auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities, const StepControl::Limits& limits) -> Result<LossSums> {
+auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities,
+                               const StepControl::Limits& limits) -> Result<LossSums> {
   pool_->pin_caller();
   AMXT_ASSIGN(const auto sums, runner_->evaluate(batch, log_probabilities, limits));
   return LossSums{sums.loss_sum, sums.weight_sum, sums.tokens};
 }
 
 template <typename E>
-auto TrainerOf<E>::exchange_memory(const StepControl::Limits& limits) -> Result<std::vector<RankMemory>> {
+auto TrainerOf<E>::exchange_memory(const StepControl::Limits& limits)
+    -> Result<std::vector<RankMemory>> {
   AMXT_ASSIGN(const auto all, runner_->exchange_memory(limits));
   std::vector<RankMemory> ranks;
-  for (const auto& use : all) ranks.push_back({use.private_bytes, use.pss_bytes, use.peak_rss_bytes});
+  for (const auto& use : all)
+    ranks.push_back({use.private_bytes, use.pss_bytes, use.peak_rss_bytes});
   return ranks;
 }
 
 template <typename E>
-auto TrainerOf<E>::find_rows(const std::string& tensor, int64_t first_row, int64_t rows, size_t values) const -> Result<RowRequest> {
+auto TrainerOf<E>::find_rows(const std::string& tensor, int64_t first_row, int64_t rows,
+                             size_t values) const -> Result<RowRequest> {
   const auto& specs = layout_.specs();
-  const auto at = std::find_if(specs.begin(), specs.end(), [&](const model::TensorSpec& spec) { return spec.name == tensor; });
-  if (at == specs.end()) return Error(Code::kNotFound, fmt::format("the model has no tensor {}", quote(tensor)));
+  const auto at = std::find_if(specs.begin(), specs.end(),
+                               [&](const model::TensorSpec& spec) { return spec.name == tensor; });
+  if (at == specs.end())
+    return Error(Code::kNotFound, fmt::format("the model has no tensor {}", quote(tensor)));
   // A vector is one row to the layout, and rows of one element to the caller.
   const int64_t have = at->vector ? at->columns : at->rows, width = at->vector ? 1 : at->columns;
   if (first_row < 0 || rows < 1 || first_row > have - rows) {
-    return Error(Code::kInvalidArgument, fmt::format("rows {} to {} of tensor {} were asked for; it has {}", first_row, first_row + rows,
-                                                     quote(tensor), have));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("rows {} to {} of tensor {} were asked for; it has {}", first_row,
+                             first_row + rows, quote(tensor), have));
   }
   if (values != 0 && values != static_cast<size_t>(rows * width)) {
-    return Error(Code::kInvalidArgument, fmt::format("{} rows of tensor {} are {} values, not {}", rows, quote(tensor), rows * width, values));
+    return Error(Code::kInvalidArgument, fmt::format("{} rows of tensor {} are {} values, not {}",
+                                                     rows, quote(tensor), rows * width, values));
   }
   return RowRequest{at - specs.begin(), first_row * width, rows * width};
 }
 
 template <typename E>
-void TrainerOf<E>::own_rows(const RowRequest& request,
-                            FunctionRef<void(const store::OwnedRange&, int64_t, int64_t, int64_t)> part) const {
+void TrainerOf<E>::own_rows(
+    const RowRequest& request,
+    FunctionRef<void(const store::OwnedRange&, int64_t, int64_t, int64_t)> part) const {
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
-  const int64_t first = request.first / columns, end = (request.first + request.count + columns - 1) / columns;
+  const int64_t first = request.first / columns,
+                end = (request.first + request.count + columns - 1) / columns;
   for (const store::OwnedRange& range : layout_.ranges(group().local_rank(), -1)) {
     if (range.tensor != request.tensor) continue;
     const int64_t begin = std::max(first, range.row_begin), stop = std::min(end, range.row_end);
@@ -226,59 +256,72 @@ void TrainerOf<E>::own_rows(const RowRequest& request,
 }
 
 template <typename E>
-Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, int64_t first_row, int64_t rows, std::span<float> values,
-                               const CallLimits& limits) {
+Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, int64_t first_row,
+                               int64_t rows, std::span<float> values, const CallLimits& limits) {
   AMXT_TRY(require_ready());
   if (kind == store::RowKind::kGradient && !have_gradients_) {
-    return Error(Code::kInvalidState, "there are no gradients: they are readable after amxt_preview_trainer_gradients() until the next step");
+    return Error(Code::kInvalidState,
+                 "there are no gradients: they are readable after amxt_preview_trainer_gradients() "
+                 "until the next step");
   }
-  if (parts_.options.forward_only && kind != store::RowKind::kMaster && kind != store::RowKind::kCompute) {
+  if (parts_.options.forward_only && kind != store::RowKind::kMaster &&
+      kind != store::RowKind::kCompute) {
     return Error(Code::kInvalidState, "a trainer for forward only has no gradients or moments");
   }
   AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
-  AMXT_ASSIGN(const std::vector<std::string> asked,
-              checkpoint::agree(group(), Result<std::string>(fmt::format("{} {} {} {}", tensor, static_cast<int>(kind), first_row, rows)), limits.deadline));
+  AMXT_ASSIGN(
+      const std::vector<std::string> asked,
+      checkpoint::agree(group(),
+                        Result<std::string>(fmt::format("{} {} {} {}", tensor,
+                                                        static_cast<int>(kind), first_row, rows)),
+                        limits.deadline));
   for (size_t rank = 1; rank < asked.size(); ++rank) {
     if (asked[rank] != asked[0]) {
-      return Error(Code::kMismatch, fmt::format("rank 0 asks for {}, rank {} for {}", quote(asked[0]), rank, quote(asked[rank])))
+      return Error(Code::kMismatch, fmt::format("rank 0 asks for {}, rank {} for {}",
+                                                quote(asked[0]), rank, quote(asked[rank])))
           .with_rank(static_cast<int32_t>(rank));
     }
   }
-  AMXT_ASSIGN(const comm::SharedMemory shared, group().share("rows that are read", request.count * 4, limits.deadline));
+  AMXT_ASSIGN(const comm::SharedMemory shared,
+              group().share("rows that are read", request.count * 4, limits.deadline));
   auto* all = reinterpret_cast<float*>(shared.data());
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
-  own_rows(request, [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
-    std::vector<float> block(static_cast<size_t>(count * columns));
-    parameters_->read_rows(kind, range, row, count, block.data());
-    const int64_t skip = std::max<int64_t>(0, -offset), to = std::max<int64_t>(0, offset);
-    const int64_t n = std::min(count * columns - skip, request.count - to);
-    std::memcpy(all + to, block.data() + skip, static_cast<size_t>(n) * sizeof(float));
-  });
+  own_rows(request,
+           [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
+             std::vector<float> block(static_cast<size_t>(count * columns));
+             parameters_->read_rows(kind, range, row, count, block.data());
+             const int64_t skip = std::max<int64_t>(0, -offset), to = std::max<int64_t>(0, offset);
+             const int64_t n = std::min(count * columns - skip, request.count - to);
+             std::memcpy(all + to, block.data() + skip, static_cast<size_t>(n) * sizeof(float));
+           });
   AMXT_TRY(group().barrier(limits.deadline, limits.cancel));
   std::copy_n(all, values.size(), values.begin());
   return {};
 }
 
 template <typename E>
-Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, int64_t first_row, int64_t rows,
-                                std::span<const float> values, const CallLimits& limits) {
+Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, int64_t first_row,
+                                int64_t rows, std::span<const float> values,
+                                const CallLimits& limits) {
   AMXT_TRY(require_ready());
   if (kind == store::RowKind::kGradient || kind == store::RowKind::kCompute) {
     return Error(Code::kInvalidArgument, "gradients and compute weights are read only");
   }
-  if (parts_.options.forward_only && kind != store::RowKind::kMaster) return Error(Code::kInvalidState, "a trainer for forward only has no moments");
+  if (parts_.options.forward_only && kind != store::RowKind::kMaster)
+    return Error(Code::kInvalidState, "a trainer for forward only has no moments");
   if (values.empty()) return Error(Code::kInvalidArgument, "no values are given");
   AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
   AMXT_TRY(group().barrier(limits.deadline, limits.cancel));  // nobody reads the old ones any more
-  own_rows(request, [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
-    std::vector<float> block(static_cast<size_t>(count * columns));
-    parameters_->read_rows(kind, range, row, count, block.data());
-    const int64_t skip = std::max<int64_t>(0, -offset), from = std::max<int64_t>(0, offset);
-    const int64_t n = std::min(count * columns - skip, request.count - from);
-    std::copy_n(values.begin() + from, n, block.begin() + skip);
-    parameters_->write_rows(kind, range, row, count, block.data());
-  });
+  own_rows(
+      request, [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
+        std::vector<float> block(static_cast<size_t>(count * columns));
+        parameters_->read_rows(kind, range, row, count, block.data());
+        const int64_t skip = std::max<int64_t>(0, -offset), from = std::max<int64_t>(0, offset);
+        const int64_t n = std::min(count * columns - skip, request.count - from);
+        std::copy_n(values.begin() + from, n, block.begin() + skip);
+        parameters_->write_rows(kind, range, row, count, block.data());
+      });
   return group().barrier(limits.deadline, limits.cancel);
 }
 
@@ -296,7 +339,11 @@ Result<std::unique_ptr<Trainer>> make(TrainerParts parts) {
 
 }  // namespace
 
-Result<std::unique_ptr<Trainer>> make_bfloat16_trainer(TrainerParts parts, const CallLimits&) { return make<bf16>(std::move(parts)); }
-Result<std::unique_ptr<Trainer>> make_float32_trainer(TrainerParts parts, const CallLimits&) { return make<float>(std::move(parts)); }
+Result<std::unique_ptr<Trainer>> make_bfloat16_trainer(TrainerParts parts, const CallLimits&) {
+  return make<bf16>(std::move(parts));
+}
+Result<std::unique_ptr<Trainer>> make_float32_trainer(TrainerParts parts, const CallLimits&) {
+  return make<float>(std::move(parts));
+}
 
 }  // namespace amxt::train

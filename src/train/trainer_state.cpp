@@ -51,28 +51,37 @@ checkpoint::TrainingState TrainerCore::training_state() const {
 Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
   const EffectiveOptions& options = parts_.options;
   const auto moves_data = [&](const char* what, const std::string& was, const std::string& is) {
-    return Error(Code::kMismatch, fmt::format("the checkpoint was saved with {} {}, this job has {}: the order of its data would change; give the same, "
-                                              "or reschedule to accept it",
-                                              what, was, is));
+    return Error(Code::kMismatch,
+                 fmt::format("the checkpoint was saved with {} {}, this job has {}: the order of "
+                             "its data would change; give the same, "
+                             "or reschedule to accept it",
+                             what, was, is));
   };
   if (!options.reschedule) {
-    if (t.data.order != kOrderName) return moves_data("order", quote(t.data.order), quote(kOrderName));
-    if (t.data.seed != options.seed) return moves_data("seed", std::to_string(t.data.seed), std::to_string(options.seed));
+    if (t.data.order != kOrderName)
+      return moves_data("order", quote(t.data.order), quote(kOrderName));
+    if (t.data.seed != options.seed)
+      return moves_data("seed", std::to_string(t.data.seed), std::to_string(options.seed));
     if (t.data.sequence_length != options.sequence_length) {
-      return moves_data("sequence length", std::to_string(t.data.sequence_length), std::to_string(options.sequence_length));
+      return moves_data("sequence length", std::to_string(t.data.sequence_length),
+                        std::to_string(options.sequence_length));
     }
   }
   const auto changed = [&](const char* what, double was, double is) {
-    if (was != is) log().warning(fmt::format("{} was {} when the checkpoint was saved and is {} now", what, was, is));
+    if (was != is)
+      log().warning(
+          fmt::format("{} was {} when the checkpoint was saved and is {} now", what, was, is));
   };
   changed("the learning rate", t.schedule.learning_rate, options.schedule.learning_rate);
-  changed("the number of warm-up steps", static_cast<double>(t.schedule.warmup_steps), static_cast<double>(options.schedule.warmup_steps));
+  changed("the number of warm-up steps", static_cast<double>(t.schedule.warmup_steps),
+          static_cast<double>(options.schedule.warmup_steps));
   changed("weight decay", t.optimizer.weight_decay, options.weight_decay);
   changed("beta1", t.optimizer.beta1, options.beta1);
   changed("beta2", t.optimizer.beta2, options.beta2);
   changed("epsilon", t.optimizer.epsilon, options.epsilon);
   if (t.compute_dtype != compute_type_name(options.compute_type)) {
-    log().warning(fmt::format("the checkpoint was saved with compute in {}; it goes on in {}", t.compute_dtype, compute_type_name(options.compute_type)));
+    log().warning(fmt::format("the checkpoint was saved with compute in {}; it goes on in {}",
+                              t.compute_dtype, compute_type_name(options.compute_type)));
   }
   std::lock_guard lock(mutex_);
   state_.step = t.step;
@@ -92,14 +101,16 @@ Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) co
     if (!saves) return std::string();
     AMXT_ASSIGN(const std::vector<int64_t> steps, checkpoint::checkpoint_steps(options.output));
     if (steps.empty()) return std::string();
-    return Error(Code::kExists, fmt::format("{}: holds checkpoints already, the newest of step {}: resume from the latest, or choose another output",
+    return Error(Code::kExists, fmt::format("{}: holds checkpoints already, the newest of step {}: "
+                                            "resume from the latest, or choose another output",
                                             quote(options.output), steps.back()));
   }
   if (options.resume != "latest") {
     AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::open_checkpoint(options.resume));
     return manifest.path;
   }
-  if (options.output.empty()) return Error(Code::kInvalidArgument, "resume \"latest\" needs an output directory to look in");
+  if (options.output.empty())
+    return Error(Code::kInvalidArgument, "resume \"latest\" needs an output directory to look in");
   AMXT_ASSIGN(const checkpoint::Found found, checkpoint::find_latest(options.output));
   for (const std::string& note : found.notes) log().warning(note);
   if (found.manifest) return found.manifest->path;
@@ -107,8 +118,11 @@ Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) co
   return std::string();
 }
 
-Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data, const RunOptions& options, const CallLimits& limits) {
-  if (state().status != TrainerStatus::kCreated) return Error(Code::kInvalidState, "weights are loaded already: prepare comes before");
+Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
+                                                        const RunOptions& options,
+                                                        const CallLimits& limits) {
+  if (state().status != TrainerStatus::kCreated)
+    return Error(Code::kInvalidState, "weights are loaded already: prepare comes before");
   int64_t steps = 0;
   const auto settle = [&]() -> Status {
     AMXT_TRY(check_data(data));
@@ -118,8 +132,11 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
   };
   AMXT_TRY(checkpoint::agree(group(), settle(), limits.deadline));
   if (options.save && !options.output.empty()) {
-    const int64_t model_bytes = layout_.shared_elements() * (parts_.options.compute_type == ComputeType::kBFloat16 ? 2 : 4);
-    AMXT_TRY(checkpoint::check_output(options.output, checkpoint::checkpoint_bytes(layout_) + model_bytes, group(), limits.deadline));
+    const int64_t model_bytes =
+        layout_.shared_elements() * (parts_.options.compute_type == ComputeType::kBFloat16 ? 2 : 4);
+    AMXT_TRY(checkpoint::check_output(options.output,
+                                      checkpoint::checkpoint_bytes(layout_) + model_bytes, group(),
+                                      limits.deadline));
   }
   // Rank 0 chooses for all; the others bring an empty word.
   const auto choose = [&]() -> Result<std::string> {
@@ -131,22 +148,32 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
     if (path.empty()) return path;
     AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::read_manifest(path));
     AMXT_TRY(checkpoint::check_same_model(manifest, config()));
-    const int64_t wanted = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
-    if (manifest.training.total_steps > 0 && manifest.training.total_steps != wanted && !parts_.options.reschedule) {
-      return Error(Code::kMismatch, fmt::format("{}: the job was begun for {} steps and now asks for {}: the learning rate would jump; give the same "
-                                                "number, or reschedule to accept it",
-                                                quote(path), manifest.training.total_steps, wanted));
+    const int64_t wanted =
+        parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
+    if (manifest.training.total_steps > 0 && manifest.training.total_steps != wanted &&
+        !parts_.options.reschedule) {
+      return Error(Code::kMismatch,
+                   fmt::format("{}: the job was begun for {} steps and now asks for {}: the "
+                               "learning rate would jump; give the same "
+                               "number, or reschedule to accept it",
+                               quote(path), manifest.training.total_steps, wanted));
     }
-    if (manifest.training.data.fingerprint != 0 && manifest.training.data.fingerprint != data.fingerprint()) {
-      log().warning("the data is not what it was when the checkpoint was saved: the samples that come next are of the new data");
+    if (manifest.training.data.fingerprint != 0 &&
+        manifest.training.data.fingerprint != data.fingerprint()) {
+      log().warning(
+          "the data is not what it was when the checkpoint was saved: the samples that come next "
+          "are of the new data");
     }
     return path;
   };
-  AMXT_ASSIGN(const std::vector<std::string> chosen, checkpoint::agree(group(), choose(), limits.deadline));
+  AMXT_ASSIGN(const std::vector<std::string> chosen,
+              checkpoint::agree(group(), choose(), limits.deadline));
   {
     std::lock_guard lock(mutex_);
     samples_of_epoch_ = data.samples();
-    if (state_.total_steps == 0) state_.total_steps = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
+    if (state_.total_steps == 0)
+      state_.total_steps =
+          parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
     parts_.options.schedule.total_steps = state_.total_steps;
   }
   if (chosen[0].empty()) return std::optional<std::string>();

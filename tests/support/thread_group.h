@@ -55,7 +55,7 @@ class ThreadGroups {
         }
         file = slot;
       }
-      AMXT_ASSIGN(std::byte* data, comm::map_memory_file(*file, bytes));
+      AMXT_ASSIGN(std::byte * data, comm::map_memory_file(*file, bytes));
       AMXT_TRY(barrier(deadline));
       return adopt(data, bytes);
     }
@@ -63,7 +63,8 @@ class ThreadGroups {
       (void)cancel;
       return all_->wait(deadline);
     }
-    Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) override {
+    Result<std::vector<std::string>> exchange(std::string_view payload,
+                                              Deadline deadline) override {
       {
         std::lock_guard lock(all_->mutex_);
         all_->payloads_[exchanges_ & 1].resize(static_cast<size_t>(all_->world_));
@@ -109,7 +110,8 @@ class ThreadGroups {
     }
     while (generation_ == seen) {
       if (!aborted_.empty()) return Error(Code::kCommAborted, aborted_);
-      if (deadline.passed()) return Error(Code::kCommTimeout, "a rank of the test did not come to a barrier");
+      if (deadline.passed())
+        return Error(Code::kCommTimeout, "a rank of the test did not come to a barrier");
       changed_.wait_for(lock, std::chrono::milliseconds(50));
     }
     return {};

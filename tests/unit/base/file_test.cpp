@@ -39,16 +39,19 @@ TEST_F(FileTest, ReadsWhatWasWrittenAtItsOffset) {
   EXPECT_EQ(text, "3456");
   const Status early = file->read_at(8, std::as_writable_bytes(std::span(text)));
   EXPECT_EQ(early.error().code(), Code::kCorrupt);
-  EXPECT_NE(early.error().message().find("offset 10, 2 bytes too early"), std::string::npos) << early.error().message();
+  EXPECT_NE(early.error().message().find("offset 10, 2 bytes too early"), std::string::npos)
+      << early.error().message();
 }
 
 TEST_F(FileTest, AFifoIsRefusedAtOnceAndNamed) {
   ASSERT_EQ(mkfifo(at("pipe").c_str(), 0600), 0);
   const auto file = File::open_read(at("pipe"));
   ASSERT_FALSE(file.ok());
-  EXPECT_NE(file.error().message().find("is a FIFO, not a regular file"), std::string::npos) << file.error().message();
+  EXPECT_NE(file.error().message().find("is a FIFO, not a regular file"), std::string::npos)
+      << file.error().message();
   EXPECT_NE(File::open_read(folder_).error().message().find("is a directory"), std::string::npos);
-  EXPECT_NE(File::open_read("/dev/zero").error().message().find("is a character device"), std::string::npos);
+  EXPECT_NE(File::open_read("/dev/zero").error().message().find("is a character device"),
+            std::string::npos);
 }
 
 TEST_F(FileTest, ANameFromAnIndexCannotLeaveItsDirectory) {
@@ -70,8 +73,10 @@ TEST_F(FileTest, CreateRefusesWhatIsThere) {
 TEST_F(FileTest, AnAtomicWriteThatFailsLeavesTheOldText) {
   ASSERT_TRUE(write_text_file_atomically(at("f"), "old").ok());
   for (const char* operation : {"create", "write", "sync", "rename"}) {
-    set_file_fault([&](std::string_view op, const std::string&) { return op == operation ? ENOSPC : 0; });
-    EXPECT_EQ(write_text_file_atomically(at("f"), "new").error().code(), Code::kNoSpace) << operation;
+    set_file_fault(
+        [&](std::string_view op, const std::string&) { return op == operation ? ENOSPC : 0; });
+    EXPECT_EQ(write_text_file_atomically(at("f"), "new").error().code(), Code::kNoSpace)
+        << operation;
     set_file_fault({});
     EXPECT_EQ(read_text_file(at("f"), 100).value(), "old") << operation;
   }
@@ -103,7 +108,8 @@ TEST_F(FileTest, RemovingATreeDoesNotFollowSymlinks) {
 
 TEST_F(FileTest, PlainNames) {
   EXPECT_TRUE(is_plain_name("model-00001-of-00002.safetensors"));
-  for (const std::string name : {"", ".", "..", "a/b", "a b", "a\n"}) EXPECT_FALSE(is_plain_name(name)) << name;
+  for (const std::string name : {"", ".", "..", "a/b", "a b", "a\n"})
+    EXPECT_FALSE(is_plain_name(name)) << name;
   EXPECT_EQ(parent_path("/a/b/"), "/a");
   EXPECT_EQ(parent_path("a"), ".");
   EXPECT_EQ(parent_path("/a"), "/");

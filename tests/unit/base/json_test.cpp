@@ -13,7 +13,8 @@ std::string message_of(std::string_view text, const JsonLimits& limits = {}) {
 }
 
 TEST(JsonTest, KeepsOrderAndWholeNumbers) {
-  const Result<Json> json = parse_json(R"({"z": 18446744073709551615, "a": [-9223372036854775808, 1.5, true, null, "x"]})");
+  const Result<Json> json = parse_json(
+      R"({"z": 18446744073709551615, "a": [-9223372036854775808, 1.5, true, null, "x"]})");
   ASSERT_TRUE(json.ok()) << json.error().message();
   EXPECT_EQ(json->begin().key(), "z");
   EXPECT_EQ((*json)["z"].get<uint64_t>(), UINT64_MAX);
@@ -23,12 +24,14 @@ TEST(JsonTest, KeepsOrderAndWholeNumbers) {
 
 TEST(JsonTest, RefusesADuplicateKeyByName) {
   EXPECT_EQ(message_of(R"({"a": 1, "b": {"c": 1, "c": 2}})"), "duplicate key 'c'");
-  EXPECT_EQ(message_of(R"({"a": 1, "a": 2})", {.depth = 16, .member = "tensor"}), "duplicate tensor 'a'");
+  EXPECT_EQ(message_of(R"({"a": 1, "a": 2})", {.depth = 16, .member = "tensor"}),
+            "duplicate tensor 'a'");
 }
 
 TEST(JsonTest, RefusesWhatIsNestedDeeperThanTheLimit) {
   EXPECT_TRUE(parse_json(std::string(16, '[') + std::string(16, ']')).ok());
-  EXPECT_EQ(message_of(std::string(17, '[') + std::string(17, ']')), "nested deeper than 16 levels");
+  EXPECT_EQ(message_of(std::string(17, '[') + std::string(17, ']')),
+            "nested deeper than 16 levels");
   EXPECT_EQ(message_of(std::string(200'000, '[')), "nested deeper than 16 levels");
 }
 

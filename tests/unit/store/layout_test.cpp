@@ -27,7 +27,8 @@ TEST_P(LayoutTest, EveryElementHasOneOwnerAndOnePlace) {
       for (const OwnedRange& range : layout.ranges(owner, -1)) {
         if (range.tensor != static_cast<int64_t>(tensor)) continue;
         EXPECT_EQ(range.row_begin % kPanelRows, 0);
-        for (int64_t row = range.row_begin; row < range.row_end; ++row) ++owned[static_cast<size_t>(row)];
+        for (int64_t row = range.row_begin; row < range.row_end; ++row)
+          ++owned[static_cast<size_t>(row)];
       }
     }
     EXPECT_EQ(owned, std::vector<int>(owned.size(), 1)) << layout.specs()[tensor].name;
@@ -51,7 +52,8 @@ TEST_P(LayoutTest, DealsTogetherAreAllRanges) {
   const Layout layout(config_of(name), owners);
   for (int owner = 0; owner < owners; ++owner) {
     size_t count = 0;
-    for (int64_t deal = 0; deal < layout.deals(); ++deal) count += layout.ranges(owner, deal).size();
+    for (int64_t deal = 0; deal < layout.deals(); ++deal)
+      count += layout.ranges(owner, deal).size();
     EXPECT_EQ(count, layout.ranges(owner, -1).size());
   }
 }
@@ -69,14 +71,17 @@ TEST_P(LayoutTest, QkvAndGateUpAreOneMatrixEach) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Worlds, LayoutTest,
-                         testing::Combine(testing::Values("llama3_1", "odd", "llama_bias", "qwen3"), testing::Values(1, 2, 3, 4, 7, 8)));
+                         testing::Combine(testing::Values("llama3_1", "odd", "llama_bias", "qwen3"),
+                                          testing::Values(1, 2, 3, 4, 7, 8)));
 
 TEST(LayoutTest, ALargeModelIsDealtOutEvenly) {
-  const model::ModelConfig config = model::parse_config(model::preset_config("1b").value(), "config.json").value();
+  const model::ModelConfig config =
+      model::parse_config(model::preset_config("1b").value(), "config.json").value();
   for (int owners : {2, 4, 8}) {
     const Layout layout(config, owners);
     for (int owner = 0; owner < owners; ++owner) {
-      const double share = static_cast<double>(layout.private_elements(owner)) * owners / static_cast<double>(model::parameter_count(config));
+      const double share = static_cast<double>(layout.private_elements(owner)) * owners /
+                           static_cast<double>(model::parameter_count(config));
       EXPECT_NEAR(share, 1.0, 0.02) << "owner " << owner << " of " << owners;
     }
   }

@@ -19,12 +19,15 @@
 namespace amxt::test {
 
 inline const std::vector<std::string>& golden_names() {
-  static const std::vector<std::string> names = {"llama2",  "llama3_1", "llama3_2", "llama_linear", "llama_bias", "llama_head_dim",
-                                                 "mistral", "qwen2",    "qwen3",    "smollm2",      "odd"};
+  static const std::vector<std::string> names = {
+      "llama2",  "llama3_1", "llama3_2", "llama_linear", "llama_bias", "llama_head_dim",
+      "mistral", "qwen2",    "qwen3",    "smollm2",      "odd"};
   return names;
 }
 
-inline std::string golden_path(const std::string& name) { return std::string(AMXT_TEST_GOLDEN_DIR) + "/" + name; }
+inline std::string golden_path(const std::string& name) {
+  return std::string(AMXT_TEST_GOLDEN_DIR) + "/" + name;
+}
 
 template <typename T>
 T must(Result<T> result) {
@@ -44,9 +47,12 @@ inline void must(Status status) {
 // Tensors of golden.safetensors as float or int64.
 class Golden {
  public:
-  explicit Golden(const std::string& name) : file_(must(io::SafetensorsFile::open(golden_path(name) + "/golden.safetensors"))) {}
+  explicit Golden(const std::string& name)
+      : file_(must(io::SafetensorsFile::open(golden_path(name) + "/golden.safetensors"))) {}
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
-  std::vector<int64_t> shape(const std::string& name) const { return must(file_.require(name))->shape; }
+  std::vector<int64_t> shape(const std::string& name) const {
+    return must(file_.require(name))->shape;
+  }
   std::vector<float> floats(const std::string& name) const { return read<float>(name); }
   std::vector<int64_t> integers(const std::string& name) const { return read<int64_t>(name); }
   float scalar(const std::string& name) const { return floats(name).at(0); }
@@ -63,14 +69,16 @@ class Golden {
 };
 
 // Rows [first, first + count) of golden tokens and labels (unshifted) as a batch; document starts as flat flags, or none.
-inline train::Batch golden_batch(const std::vector<int64_t>& tokens, const std::vector<int64_t>& labels, int64_t T, int64_t first, int64_t count,
-                                 const std::vector<int64_t>& document_starts = {}) {
+inline train::Batch golden_batch(const std::vector<int64_t>& tokens,
+                                 const std::vector<int64_t>& labels, int64_t T, int64_t first,
+                                 int64_t count, const std::vector<int64_t>& document_starts = {}) {
   train::Batch batch;
   batch.resize(count, T);
   for (int64_t s = 0; s < count; ++s) {
     int32_t start = 0;
     for (int64_t t = 0; t < T; ++t) {
-      const auto from = static_cast<size_t>((first + s) * T + t), to = static_cast<size_t>(s * T + t);
+      const auto from = static_cast<size_t>((first + s) * T + t),
+                 to = static_cast<size_t>(s * T + t);
       for (int64_t at : document_starts) {
         if (at == static_cast<int64_t>(from)) start = static_cast<int32_t>(t);
       }
@@ -91,9 +99,13 @@ inline train::Batch golden_batch(const std::vector<int64_t>& tokens, const std::
 template <typename E>
 class Job {
  public:
-  Job(const std::string& directory, comm::Group& group, train::EffectiveOptions options, int threads = 1, Isa isa = must(cpu_isa())->chosen)
-      : directory_(must(model::ModelDirectory::open(directory))), options_(std::move(options)), layout_(directory_.config(), group.local_size()) {
-    options_.compute_type = sizeof(E) == 4 ? train::ComputeType::kFloat32 : train::ComputeType::kBFloat16;
+  Job(const std::string& directory, comm::Group& group, train::EffectiveOptions options,
+      int threads = 1, Isa isa = must(cpu_isa())->chosen)
+      : directory_(must(model::ModelDirectory::open(directory))),
+        options_(std::move(options)),
+        layout_(directory_.config(), group.local_size()) {
+    options_.compute_type =
+        sizeof(E) == 4 ? train::ComputeType::kFloat32 : train::ComputeType::kBFloat16;
     options_.world_size = group.size();
     ThreadPool::Options pool;
     pool.threads = threads;
@@ -105,11 +117,14 @@ class Job {
     store.gradient_dtype = plan_.gradient_dtype;
     parameters_ = must(store::Parameters<E>::create(&layout_, &group, store, Deadline::never()));
     must(checkpoint::load_model(directory_, *parameters_, group, {}, Deadline::never(), nullptr));
-    typename train::StepRunner<E>::Parts parts{&directory_.config(), &options_, &plan_, &layout_, parameters_.get(), &group, pool_.get(), isa, gemm_.get()};
+    typename train::StepRunner<E>::Parts parts{
+        &directory_.config(), &options_, &plan_,     &layout_, parameters_.get(), &group,
+        pool_.get(),          isa,       gemm_.get()};
     runner_ = must(train::StepRunner<E>::create(parts, Deadline::never()));
   }
 
-  train::StepResult step(const train::Batch& batch, int64_t number, double rate, bool commit = true) {
+  train::StepResult step(const train::Batch& batch, int64_t number, double rate,
+                         bool commit = true) {
     train::StepInput input;
     input.step = input.update = number;
     input.learning_rate = rate;
@@ -118,11 +133,13 @@ class Job {
   }
   // All of a tensor's gradient, from the ranges that this rank owns (all of them when it is alone).
   std::vector<float> gradient(int64_t tensor) const {
-    std::vector<float> values(static_cast<size_t>(layout_.specs()[static_cast<size_t>(tensor)].elements()));
+    std::vector<float> values(
+        static_cast<size_t>(layout_.specs()[static_cast<size_t>(tensor)].elements()));
     const int64_t columns = layout_.specs()[static_cast<size_t>(tensor)].columns;
     for (const store::OwnedRange& range : layout_.ranges(parameters_->owner(), -1)) {
       if (range.tensor != tensor) continue;
-      parameters_->read_rows(store::RowKind::kGradient, range, range.row_begin, range.rows(), values.data() + range.row_begin * columns);
+      parameters_->read_rows(store::RowKind::kGradient, range, range.row_begin, range.rows(),
+                             values.data() + range.row_begin * columns);
     }
     return values;
   }

@@ -23,14 +23,17 @@ constexpr int kSteps = 10;
 
 // Samples of rank `rank` in a global batch of kGlobalBatch, in the order of the job: k = accumulation x world + rank.
 train::Batch part_of_batch(const Golden& golden, int64_t step, int world, int rank) {
-  const std::vector<int64_t> tokens = golden.integers("adamw.tokens"), labels = golden.integers("adamw.labels");
+  const std::vector<int64_t> tokens = golden.integers("adamw.tokens"),
+                             labels = golden.integers("adamw.labels");
   const int64_t T = golden.shape("adamw.tokens")[2], rows = static_cast<int64_t>(tokens.size()) / T;
   train::Batch batch;
   batch.resize(kGlobalBatch / world, T);
   for (int64_t a = 0; a < kGlobalBatch / world; ++a) {
     const int64_t k = a * world + rank;
     const train::Batch one = golden_batch(tokens, labels, T, (step * 3 + k) % rows, 1);
-    const auto copy = [&](const auto& from, auto& to) { std::copy(from.begin(), from.end(), to.begin() + a * T); };
+    const auto copy = [&](const auto& from, auto& to) {
+      std::copy(from.begin(), from.end(), to.begin() + a * T);
+    };
     copy(one.token, batch.token);
     copy(one.target, batch.target);
     copy(one.weight, batch.weight);
@@ -55,7 +58,8 @@ std::vector<double> curve(const std::string& name, const Setting& setting) {
     options.gradient_type = setting.gradient;
     Job<E> job(golden_path(name), group, options, setting.threads);
     for (int64_t step = 0; step < kSteps; ++step) {
-      const train::StepResult result = job.step(part_of_batch(golden, step, setting.world, group.rank()), step + 1, 1e-3);
+      const train::StepResult result =
+          job.step(part_of_batch(golden, step, setting.world, group.rank()), step + 1, 1e-3);
       if (group.rank() == 0) {
         values.push_back(result.loss);
         values.push_back(result.grad_norm);
@@ -81,10 +85,13 @@ TEST_P(StepBitsTest, RerunThreadsWavesAndWhatIsKeptDoNotChangeABit) {
   const std::string base = hex(curve<float>(GetParam(), {}));
   EXPECT_EQ(hex(curve<float>(GetParam(), {})), base) << "rerun";
   EXPECT_EQ(hex(curve<float>(GetParam(), {.threads = 2})), base) << "2 threads";
-  EXPECT_EQ(hex(curve<float>(GetParam(), {.wave = 3})), base) << "waves of 3, 3 and 2 micro-batches";
+  EXPECT_EQ(hex(curve<float>(GetParam(), {.wave = 3})), base)
+      << "waves of 3, 3 and 2 micro-batches";
   EXPECT_EQ(hex(curve<float>(GetParam(), {.wave = 1})), base) << "waves of one";
-  EXPECT_EQ(hex(curve<float>(GetParam(), {.keep = train::Keep::kInputs})), base) << "only inputs kept";
-  EXPECT_EQ(hex(curve<float>(GetParam(), {.keep = train::Keep::kAttention})), base) << "inputs and attention kept";
+  EXPECT_EQ(hex(curve<float>(GetParam(), {.keep = train::Keep::kInputs})), base)
+      << "only inputs kept";
+  EXPECT_EQ(hex(curve<float>(GetParam(), {.keep = train::Keep::kAttention})), base)
+      << "inputs and attention kept";
   EXPECT_EQ(hex(curve<float>(GetParam(), {.keep = train::Keep::kAll})), base) << "all kept";
 }
 
@@ -93,16 +100,20 @@ TEST_P(StepBitsTest, InBfloat16Too) {
   EXPECT_EQ(hex(curve<bf16>(GetParam(), {})), base) << "rerun";
   EXPECT_EQ(hex(curve<bf16>(GetParam(), {.threads = 2})), base) << "2 threads";
   EXPECT_EQ(hex(curve<bf16>(GetParam(), {.wave = 3})), base) << "waves of 3, 3 and 2 micro-batches";
-  EXPECT_EQ(hex(curve<bf16>(GetParam(), {.keep = train::Keep::kInputs})), base) << "only inputs kept";
-  EXPECT_EQ(hex(curve<bf16>(GetParam(), {.keep = train::Keep::kAttention})), base) << "inputs and attention kept";
+  EXPECT_EQ(hex(curve<bf16>(GetParam(), {.keep = train::Keep::kInputs})), base)
+      << "only inputs kept";
+  EXPECT_EQ(hex(curve<bf16>(GetParam(), {.keep = train::Keep::kAttention})), base)
+      << "inputs and attention kept";
 }
 
 TEST_P(StepBitsTest, WorldsOfOneToEightGiveTheSameBitsInFloat32) {
   const std::string base = hex(curve<float>(GetParam(), {}));
-  for (int world : {2, 4, 8}) EXPECT_EQ(hex(curve<float>(GetParam(), {.world = world})), base) << "world " << world;
+  for (int world : {2, 4, 8})
+    EXPECT_EQ(hex(curve<float>(GetParam(), {.world = world})), base) << "world " << world;
 }
 
-INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest, testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
+INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest,
+                         testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
                          [](const auto& test) { return test.param; });
 
 // All of the state that a step could change, of this rank.
@@ -110,8 +121,10 @@ template <typename E>
 std::vector<float> state_of(Job<E>& job) {
   std::vector<float> all;
   for (const store::OwnedRange& range : job.layout().ranges(job.parameters().owner(), -1)) {
-    const int64_t n = range.rows() * job.layout().specs()[static_cast<size_t>(range.tensor)].columns;
-    for (store::RowKind kind : {store::RowKind::kMaster, store::RowKind::kFirstMoment, store::RowKind::kSecondMoment}) {
+    const int64_t n =
+        range.rows() * job.layout().specs()[static_cast<size_t>(range.tensor)].columns;
+    for (store::RowKind kind :
+         {store::RowKind::kMaster, store::RowKind::kFirstMoment, store::RowKind::kSecondMoment}) {
       std::vector<float> values(static_cast<size_t>(n));
       job.parameters().read_rows(kind, range, range.row_begin, range.rows(), values.data());
       all.insert(all.end(), values.begin(), values.end());
@@ -127,8 +140,10 @@ class StepTransactionTest : public testing::Test {
 
   // Every rank steps once, then tries the step that `spoil` makes fail, and must find its state as it was and the next step as if nothing
   // had happened.
-  void expect_nothing_changes(int world, const std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>& spoil, Code code,
-                              const std::string& words) {
+  void expect_nothing_changes(
+      int world,
+      const std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>& spoil,
+      Code code, const std::string& words) {
     ThreadGroups groups(world);
     std::vector<double> after(static_cast<size_t>(world)), undisturbed(static_cast<size_t>(world));
     for (const bool disturbed : {true, false}) {
@@ -147,11 +162,13 @@ class StepTransactionTest : public testing::Test {
           const Result<train::StepResult> result = job.runner().step(batch, input, limits);
           ASSERT_FALSE(result.ok()) << "rank " << group.rank();
           EXPECT_EQ(result.error().code(), code) << result.error().message();
-          EXPECT_NE(result.error().message().find(words), std::string::npos) << result.error().message();
+          EXPECT_NE(result.error().message().find(words), std::string::npos)
+              << result.error().message();
           EXPECT_EQ(state_of(job), before) << "rank " << group.rank();
         }
         auto& losses = disturbed ? after : undisturbed;
-        losses[static_cast<size_t>(group.rank())] = job.step(part_of_batch(golden_, 1, world, group.rank()), 2, 1e-3).loss;
+        losses[static_cast<size_t>(group.rank())] =
+            job.step(part_of_batch(golden_, 1, world, group.rank()), 2, 1e-3).loss;
       });
     }
     EXPECT_EQ(hex(after), hex(undisturbed));
@@ -161,13 +178,19 @@ class StepTransactionTest : public testing::Test {
 TEST_F(StepTransactionTest, ACancelOnOneRankEndsTheStepOnAllAndChangesNothing) {
   std::atomic<bool> cancel{true};
   expect_nothing_changes(
-      2, [&](comm::Group& group, train::Batch&, train::StepControl::Limits& limits) { limits.cancel = group.rank() == 1 ? &cancel : nullptr; },
+      2,
+      [&](comm::Group& group, train::Batch&, train::StepControl::Limits& limits) {
+        limits.cancel = group.rank() == 1 ? &cancel : nullptr;
+      },
       Code::kCancelled, "cancelled");
 }
 
 TEST_F(StepTransactionTest, ADeadlineOnOneRankEndsTheStepOnAllAndChangesNothing) {
   expect_nothing_changes(
-      2, [&](comm::Group& group, train::Batch&, train::StepControl::Limits& limits) { if (group.rank() == 0) limits.deadline = Deadline::after(0); },
+      2,
+      [&](comm::Group& group, train::Batch&, train::StepControl::Limits& limits) {
+        if (group.rank() == 0) limits.deadline = Deadline::after(0);
+      },
       Code::kTimeout, "deadline");
 }
 
@@ -182,7 +205,10 @@ TEST_F(StepTransactionTest, ANanInOneRanksMicroBatchIsNamedAndChangesNothing) {
 
 TEST_F(StepTransactionTest, ABatchOfAnotherShapeOnOneRankEndsTheStepOnAllAndChangesNothing) {
   expect_nothing_changes(
-      2, [&](comm::Group& group, train::Batch& batch, train::StepControl::Limits&) { if (group.rank() == 1) batch.samples -= 1; },
+      2,
+      [&](comm::Group& group, train::Batch& batch, train::StepControl::Limits&) {
+        if (group.rank() == 1) batch.samples -= 1;
+      },
       Code::kInvalidArgument, "samples");
 }
 
@@ -221,11 +247,14 @@ TEST_F(StepTransactionTest, WorldsThatDoNotDivideThePanelsEvenlyAgreeToo) {
     for (int ranks : {1, world}) {
       ThreadGroups groups(ranks);
       groups.run([&](comm::Group& group) {
-        Job<float> job(golden_path("odd"), group, golden_options(Golden("odd").shape("adamw.tokens")[2], 1, world / ranks));
+        Job<float> job(golden_path("odd"), group,
+                       golden_options(Golden("odd").shape("adamw.tokens")[2], 1, world / ranks));
         const Golden odd("odd");
-        const std::vector<int64_t> tokens = odd.integers("adamw.tokens"), labels = odd.integers("adamw.labels");
+        const std::vector<int64_t> tokens = odd.integers("adamw.tokens"),
+                                   labels = odd.integers("adamw.labels");
         for (int64_t step = 0; step < 5; ++step) {
-          const train::Batch batch = golden_batch(tokens, labels, odd.shape("adamw.tokens")[2], step + group.rank(), world / ranks);
+          const train::Batch batch = golden_batch(tokens, labels, odd.shape("adamw.tokens")[2],
+                                                  step + group.rank(), world / ranks);
           const double loss = job.step(batch, step + 1, 1e-3).loss;
           if (group.rank() == 0) (ranks == 1 ? alone : together).push_back(loss);
         }
