@@ -29,7 +29,7 @@ class ModelDirectory {
   const std::vector<io::SafetensorsFile>& files() const { return files_; }
   const TensorLocation& location(size_t spec) const {
     return locations_[spec];
-  }                             // by index into specs()
+  }  // by index into specs()
   int64_t total_bytes() const;  // of all shards, headers included
   const std::vector<std::string>& warnings() const { return warnings_; }
 
