@@ -42,6 +42,9 @@ struct CpuLimits {
 };
 CpuLimits cpu_limits();
 
+// True when the launcher has cut the affinity mask for this rank alone (`amxtrain launch` says so with AMXTRAIN_CPUS_OWN=1).
+bool cpus_are_own();
+
 // Threads for one of `local_world_size` ranks: (affinity, quota) shared out, at least 1. OMP_NUM_THREADS is honoured unless it
 // is torchrun's own 1 (TORCHELASTIC_RUN_ID set). `why` gets one line.
 int default_threads(int local_world_size, std::string* why);

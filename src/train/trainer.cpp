@@ -16,8 +16,12 @@ namespace {
 std::vector<int> choose_cpus(const comm::Group& group, int threads) {
   const std::vector<int> all = cpu_limits().affinity;
   const auto have = static_cast<int>(all.size());
+  // Cut for this rank already: by our launcher, or so small that there is nothing to share out.
+  if (have >= threads && (cpus_are_own() || have == threads)) {
+    return {all.begin(), all.begin() + threads};
+  }
   const int first = group.local_rank() * threads;
-  if (first + threads <= have && threads * group.local_size() <= have) {
+  if (threads * group.local_size() <= have) {
     return {all.begin() + first, all.begin() + first + threads};
   }
   return {};

@@ -99,7 +99,7 @@ cpu_set_t share_of(const std::vector<int>& cpus, int rank, int ranks) {
 
 // The environment of a rank: ours, without what another launcher said of the job.
 std::vector<std::string> environment_of(const LaunchOptions& options, int rank, int port,
-                                        const std::string& error_file) {
+                                        const std::string& error_file, bool pinned) {
   const std::vector<std::pair<std::string, std::string>> own = {
       {"RANK", std::to_string(rank)},
       {"LOCAL_RANK", std::to_string(rank)},
@@ -107,6 +107,7 @@ std::vector<std::string> environment_of(const LaunchOptions& options, int rank, 
       {"LOCAL_WORLD_SIZE", std::to_string(options.ranks)},
       {"MASTER_ADDR", "127.0.0.1"},
       {"MASTER_PORT", std::to_string(port)},
+      {"AMXTRAIN_CPUS_OWN", pinned ? "1" : "0"},
       {"AMXTRAIN_ERROR_FILE", error_file}};
   std::vector<std::string> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -231,9 +232,9 @@ class Launch {
     }
     for (int rank = 0; rank < options_.ranks; ++rank) {
       const cpu_set_t mask = share_of(cpus, rank, options_.ranks);
-      ranks_.push_back(
-          {start(options_.command, environment_of(options_, rank, port, reasons_.file(rank)),
-                 pinned ? &mask : nullptr)});
+      ranks_.push_back({start(options_.command,
+                              environment_of(options_, rank, port, reasons_.file(rank), pinned),
+                              pinned ? &mask : nullptr)});
     }
     while (running() > 0) wait_for_something();
     return result();
