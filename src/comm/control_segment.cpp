@@ -10,19 +10,26 @@
 #include "comm/memory_file.h"
 
 namespace amxt::comm {
+namespace {
+
+constexpr uint32_t kBroken = 0x80000000;
+
+uint32_t gate_of(uint64_t number) { return static_cast<uint32_t>(number) & ~kBroken; }
+
+}  // namespace
 
 // Both are all zero at the beginning, which is what a new memfd holds.
 struct alignas(64) ControlSegment::Slot {
   std::atomic<uint64_t> number;  // of the last collective that the rank arrived at
   std::atomic<uint32_t> collective;
-  std::atomic<uint32_t> given_up;
+  std::atomic<uint32_t> cancelled;
   std::atomic<uint32_t> payload_bytes[2];  // by the collective's number, odd or even
 };
 
 struct ControlSegment::Layout {
   alignas(64) std::atomic<uint64_t> arrivals;  // of all ranks, at all collectives
-  alignas(64) std::atomic<
-      uint32_t> opened;  // low half of the number of the last collective that all arrived at
+  // Low 31 bits of the number of the last collective that was opened; kBroken: the next one is broken off.
+  alignas(64) std::atomic<uint32_t> gate;
   Slot slots[kMaxRanks];
 };
 
@@ -96,22 +103,36 @@ int ControlSegment::disagrees() const {
 }
 
 void ControlSegment::open(uint64_t number) {
-  layout_->opened.store(static_cast<uint32_t>(number), std::memory_order_release);
+  uint32_t before = gate_of(number - 1);
+  layout_->gate.compare_exchange_strong(before, gate_of(number), std::memory_order_acq_rel);
   wake();
 }
 
+bool ControlSegment::break_off(uint64_t number) {
+  uint32_t before = gate_of(number - 1);
+  if (layout_->gate.compare_exchange_strong(before, before | kBroken, std::memory_order_acq_rel)) {
+    wake();
+  }
+  return !is_open(number);
+}
+
+bool ControlSegment::is_broken(uint64_t number) const {
+  return layout_->gate.load(std::memory_order_acquire) == (gate_of(number - 1) | kBroken);
+}
+
 bool ControlSegment::is_open(uint64_t number) const {
-  // Nobody can be further than this rank, so that equality of the low half is enough.
-  return layout_->opened.load(std::memory_order_acquire) == static_cast<uint32_t>(number);
+  // Nobody can be further than this rank, so that equality of the low bits is enough; when the broken bit stands beside them,
+  // it is the next collective that was broken off.
+  return (layout_->gate.load(std::memory_order_acquire) & ~kBroken) == gate_of(number);
 }
 
 void ControlSegment::sleep(uint64_t number, Deadline deadline) const {
-  const uint32_t seen = layout_->opened.load(std::memory_order_acquire);
-  if (seen == static_cast<uint32_t>(number)) return;
-  futex_wait(&layout_->opened, seen, FutexScope::kShared, deadline);
+  const uint32_t waiting = gate_of(number - 1);
+  if (layout_->gate.load(std::memory_order_acquire) != waiting) return;
+  futex_wait(&layout_->gate, waiting, FutexScope::kShared, deadline);
 }
 
-void ControlSegment::wake() const { futex_wake_all(&layout_->opened, FutexScope::kShared); }
+void ControlSegment::wake() const { futex_wake_all(&layout_->gate, FutexScope::kShared); }
 
 std::vector<int> ControlSegment::missing(uint64_t number) const {
   std::vector<int> ranks;
@@ -125,10 +146,12 @@ Collective ControlSegment::collective(int rank) const {
   return static_cast<Collective>(slot(rank).collective.load(std::memory_order_acquire));
 }
 
-void ControlSegment::give_up() { slot(rank_).given_up.store(1, std::memory_order_release); }
+void ControlSegment::set_cancelled(bool cancelled) {
+  slot(rank_).cancelled.store(cancelled ? 1 : 0, std::memory_order_release);
+}
 
-bool ControlSegment::has_given_up(int rank) const {
-  return slot(rank).given_up.load(std::memory_order_acquire) != 0;
+bool ControlSegment::has_cancelled(int rank) const {
+  return slot(rank).cancelled.load(std::memory_order_acquire) != 0;
 }
 
 std::vector<std::string> ControlSegment::payloads(uint64_t number) const {

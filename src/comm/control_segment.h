@@ -1,7 +1,9 @@
 // ControlSegment: the shared memory by which the ranks of a machine meet: who has arrived, and a payload of each.
 //
 // Invariants: every rank passes the same collectives in the same order, numbered from 1; nobody passes number n before all have
-// arrived at it. No lock lies in shared memory, so that a rank may die anywhere. A payload of collective n stays until all have arrived at n + 1.
+// arrived at it. Whether collective n is passed is decided once for all, by one word: opened by the last to arrive or broken off by anyone
+// who can't wait any more, and a broken word stays. No lock lies in shared memory, so that a rank may die anywhere. A payload of collective n stays
+// until all have arrived at n + 1.
 #pragma once
 
 #include <atomic>
@@ -33,13 +35,17 @@ class ControlSegment {
 
   struct Arrival {
     uint64_t number = 0;
-    bool last = false;  // everyone else is there: agrees() may be asked, then open() must be called
+    bool last =
+        false;  // everyone else is there: disagrees() may be asked, then open() must be called
   };
   // `payload` is at most kMaxPayload bytes.
   Arrival arrive(Collective collective, std::string_view payload);
   // A rank that arrived at the last collective for something else, or -1.
   int disagrees() const;
-  void open(uint64_t number);
+  void open(uint64_t number);  // without effect when it is broken
+  // False when it is open: then all pass it, this rank too.
+  bool break_off(uint64_t number);
+  bool is_broken(uint64_t number) const;
   bool is_open(uint64_t number) const;
   // Sleeps until it may be open, the deadline, or wake(); spurious returns are allowed.
   void sleep(uint64_t number, Deadline deadline) const;
@@ -47,9 +53,10 @@ class ControlSegment {
 
   std::vector<int> missing(uint64_t number) const;
   Collective collective(int rank) const;
-  // This rank will not arrive anywhere again.
-  void give_up();
-  bool has_given_up(int rank) const;
+  // Why it is broken, when nobody failed: said before break_off(), taken back when that comes too late.
+  void set_cancelled(bool cancelled);
+  bool has_cancelled(int rank) const;
+  uint64_t next_number() const { return number_ + 1; }
   // Everyone's payloads of collective `number`, by rank; valid until this rank arrives again.
   std::vector<std::string> payloads(uint64_t number) const;
 

@@ -55,10 +55,10 @@ class Group {
   // Collective on the node. `what` names it in errors. Huge pages where the kernel gives them.
   virtual Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) = 0;
 
-  // Returns when all ranks have arrived. kCommTimeout at the deadline names those that have not, and is the end of the group on all
-  // ranks. `cancel` (may be null) set by another thread ends the wait with kCancelled: the barrier is then broken for all (they get
-  // kCommAborted only if they wait for this rank past their own deadline; a step that is cancelled agrees on it by train/'s verdict
-  // word instead, so this is a last resort), and this rank can only abort.
+  // Returns when all ranks have arrived. All living ranks agree whether it was passed: where one gets an error, none gets success.
+  // kCommTimeout at the deadline names those that have not arrived and is the end of the group on all ranks. `cancel` (may be null) set by
+  // another thread ends the wait with kCancelled: the others get kCommAborted, and this rank can only abort (a step that is cancelled
+  // agrees on it by train/'s verdict word instead, so this is a last resort).
   virtual Status barrier(Deadline deadline, const std::atomic<bool>* cancel = nullptr) = 0;
 
   // All ranks give a payload (at most 64 KiB, any length per rank); each gets everyone's, by rank. For agreements at start and save.

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 #include <charconv>
+#include <chrono>
+#include <thread>
 #include <utility>
 
 #include "base/cpu.h"
@@ -21,6 +23,7 @@ namespace {
 constexpr int64_t kSpinNs = 50'000;
 constexpr int64_t kLookNs = 100'000'000;       // a sleeping rank looks around this often
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
+constexpr int64_t kReasonNs = 1'000'000'000;   // a reason comes this soon after what it ended
 constexpr int64_t kCollapseFromBytes = int64_t{64} << 20;
 constexpr int64_t kCollapsePages = 64;  // at a time
 
@@ -128,26 +131,34 @@ class NodeGroup final : public Group {
     return {};
   }
 
-  // Arrives and waits for all; the number of the collective, for its payloads.
+  // Why a wait ends before all have arrived.
+  enum class Ending { kNone, kFailed, kLeft, kCancelled, kDeadline };
+
+  // Arrives and waits for all; the number of the collective, for its payloads. All living ranks pass or none: who can't wait any more
+  // breaks it off, unless it has opened meanwhile.
   Result<uint64_t> meet(Collective collective, std::string_view payload, Deadline deadline,
                         const std::atomic<bool>* cancel) {
     AMXT_TRY(usable());
-    if (is_set(cancel)) return cancelled(collective);
+    if (is_set(cancel) && break_off(Ending::kCancelled, segment_.next_number())) {
+      return end(Ending::kCancelled, collective, segment_.next_number());
+    }
     const auto [number, last] = segment_.arrive(collective, payload);
     if (last) {
       const int other = segment_.disagrees();
-      if (other >= 0) return out_of_order(collective, other);
+      if (other >= 0) return out_of_order(collective, number, other);
       segment_.open(number);
-      return number;
+    } else {
+      spin(number);
     }
-    spin(number);
     while (!segment_.is_open(number)) {
-      AMXT_TRY(channel_->check());
-      AMXT_TRY(check_left(number));
-      if (is_set(cancel)) return cancelled(collective);
-      if (deadline.passed()) return timed_out(collective, number);
-      segment_.sleep(
-          number, deadline.earlier(Deadline::after(cancel != nullptr ? kCancelLookNs : kLookNs)));
+      if (segment_.is_broken(number)) return broken_off(collective);
+      const Ending ending = ending_of(number, deadline, cancel);
+      if (ending == Ending::kNone) {
+        segment_.sleep(
+            number, deadline.earlier(Deadline::after(cancel != nullptr ? kCancelLookNs : kLookNs)));
+      } else if (break_off(ending, number)) {
+        return end(ending, collective, number);
+      }
     }
     return number;
   }
@@ -156,10 +167,61 @@ class NodeGroup final : public Group {
     return cancel != nullptr && cancel->load(std::memory_order_acquire);
   }
 
-  Error cancelled(Collective collective) {
-    cancelled_ = true;
-    segment_.give_up();
-    return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+  Ending ending_of(uint64_t number, Deadline deadline, const std::atomic<bool>* cancel) const {
+    if (channel_->failed()) return Ending::kFailed;
+    if (first_that_left(number) >= 0) return Ending::kLeft;
+    if (is_set(cancel)) return Ending::kCancelled;
+    if (deadline.passed()) return Ending::kDeadline;
+    return Ending::kNone;
+  }
+
+  bool break_off(Ending ending, uint64_t number) {
+    if (ending == Ending::kCancelled) segment_.set_cancelled(true);
+    if (segment_.break_off(number)) return true;
+    if (ending == Ending::kCancelled) segment_.set_cancelled(false);
+    return false;
+  }
+
+  // A rank that has finalized arrives nowhere any more.
+  int first_that_left(uint64_t number) const {
+    for (const int rank : segment_.missing(number)) {
+      if (channel_->left(rank)) return rank;
+    }
+    return -1;
+  }
+
+  Error end(Ending ending, Collective collective, uint64_t number) {
+    switch (ending) {
+      case Ending::kCancelled:
+        cancelled_ = true;
+        return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+      case Ending::kDeadline:
+        return timed_out(collective, number);
+      case Ending::kLeft: {
+        const int rank = first_that_left(number);
+        return channel_->fail_with(
+            Error(Code::kCommAborted, name(rank) + " has finalized the group while others go on")
+                .with_rank(rank));
+      }
+      default:
+        return channel_->fail_with(
+            Error(Code::kCommAborted, "the group has failed"));  // with its own reason
+    }
+  }
+
+  // By another rank, whose reason is here already or on its way; a cancelled one sends none.
+  Error broken_off(Collective collective) {
+    const Deadline until = Deadline::after(kReasonNs);
+    while (!channel_->failed() && !until.passed()) {
+      for (int rank = 0; rank < size(); ++rank) {
+        if (!segment_.has_cancelled(rank)) continue;
+        return channel_->fail_with(
+            Error(Code::kCommAborted, name(rank) + " cancelled its wait").with_rank(rank));
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return channel_->fail_with(Error(Code::kCommAborted, fmt::format("another rank broke off a {}",
+                                                                     collective_name(collective))));
   }
 
   void spin(uint64_t number) const {
@@ -170,18 +232,8 @@ class NodeGroup final : public Group {
     }
   }
 
-  // A rank that has finalized arrives nowhere any more.
-  Status check_left(uint64_t number) {
-    for (const int rank : segment_.missing(number)) {
-      if (!channel_->left(rank)) continue;
-      return channel_->fail_with(
-          Error(Code::kCommAborted, name(rank) + " has finalized the group while others go on")
-              .with_rank(rank));
-    }
-    return {};
-  }
-
-  Error out_of_order(Collective collective, int other) {
+  Error out_of_order(Collective collective, uint64_t number, int other) {
+    segment_.break_off(number);
     return channel_->fail_with(
         Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
                                                collective_name(segment_.collective(other)),
@@ -193,14 +245,8 @@ class NodeGroup final : public Group {
     const std::vector<int> missing = segment_.missing(number);
     std::string who;
     for (const int rank : missing) who += fmt::format("{}{}", who.empty() ? "" : ", ", name(rank));
-    if (missing.empty()) who = "the last of them";  // arrived, and stopped before it opened the way
+    if (missing.empty()) who = "the last rank";  // just now, too late
     const int first = missing.empty() ? -1 : missing.front();
-    const auto gave_up = std::find_if(missing.begin(), missing.end(),
-                                      [&](int rank) { return segment_.has_given_up(rank); });
-    if (gave_up != missing.end()) {
-      return channel_->fail_with(
-          Error(Code::kCommAborted, name(*gave_up) + " cancelled its wait").with_rank(*gave_up));
-    }
     return channel_->fail_with(
         Error(Code::kCommTimeout, fmt::format("{} did not arrive at a {} within the deadline of {}",
                                               who, collective_name(collective), name(rank())))
