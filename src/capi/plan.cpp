@@ -55,11 +55,7 @@ Status create(amxt_runtime* runtime, const amxt_model* model,
   AMXT_ASSIGN(const train::EffectiveOptions effective, settle(trainer, ranks));
   const model::ModelConfig& config = model->directory->config();
   auto plan = std::make_unique<amxt_plan>();
-  AMXT_ASSIGN(plan->plan, train::make_plan(config, effective, ranks, threads));
-  if (memory) {
-    plan->plan.limit_bytes = *memory;
-    plan->plan.limit_name = "the memory named in the options";
-  }
+  AMXT_ASSIGN(plan->plan, train::make_plan(config, effective, ranks, threads, memory));
   plan->parameters = model::parameter_count(config);
   plan->json = train::plan_json(config, effective, plan->plan);
   *out = plan.release();

@@ -1,0 +1,183 @@
+/* Section 6 of the header: the group. Several ranks are tested with real processes in tests/ranks. */
+#include "fixture.h"
+
+static const char* const kVariables[] = {
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", NULL};
+
+static void clear_environment(void) {
+  int i;
+  for (i = 0; kVariables[i] != NULL; ++i) unsetenv(kVariables[i]);
+}
+
+static void a_group_of_one_needs_nothing(void** state) {
+  struct fixture* f = fixture_new();
+  char* json = NULL;
+  (void)state;
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  assert_int_equal(amxt_group_rank(f->group), 0);
+  assert_int_equal(amxt_group_size(f->group), 1);
+  assert_int_equal(amxt_group_local_rank(f->group), 0);
+  assert_int_equal(amxt_group_local_size(f->group), 1);
+  assert_int_equal(amxt_group_node_count(f->group), 1);
+  OK(amxt_group_info(f->group, &json, &err));
+  HAS(json, "\"world_size\":1");
+  HAS(json, "\"transport\":\"none\"");
+  HAS(json, "\"threads\":1");
+  amxt_string_destroy(json);
+  OK(amxt_group_barrier(f->group, AMXT_SECONDS(5), &err));
+  fixture_free(f);
+}
+
+static void an_empty_environment_is_a_group_of_one(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  clear_environment();
+  OK(amxt_group_create_from_env(f->runtime, NULL, &f->group, &err));
+  assert_int_equal(amxt_group_size(f->group), 1);
+  fixture_free(f);
+}
+
+static void a_partial_environment_is_named(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  clear_environment();
+  setenv("RANK", "0", 1);
+  FAILS(AMXT_E_INVALID_ARGUMENT, "WORLD_SIZE",
+        amxt_group_create_from_env(f->runtime, NULL, &f->group, &err));
+  setenv("WORLD_SIZE", "1", 1);
+  setenv("RANK", "1", 1);
+  FAILS(AMXT_E_INVALID_ARGUMENT, "1",
+        amxt_group_create_from_env(f->runtime, NULL, &f->group, &err));
+  clear_environment();
+  assert_null(f->group);
+  fixture_free(f);
+}
+
+static void create_does_not_look_at_the_environment(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  setenv("RANK", "3", 1);
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  assert_int_equal(amxt_group_rank(f->group), 0);
+  clear_environment();
+  fixture_free(f);
+}
+
+static void bad_options_are_refused_by_name(void** state) {
+  struct fixture* f = fixture_new();
+  amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
+  amxt_group** out = &f->group;
+  (void)state;
+  options.port = 70000;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "port is 70000",
+        amxt_group_create(f->runtime, &options, out, &err));
+  amxt_group_options_init(&options, sizeof(options));
+  options.world_size = 0;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "world_size is 0",
+        amxt_group_create(f->runtime, &options, out, &err));
+  amxt_group_options_init(&options, sizeof(options));
+  options.rank = 2;
+  options.world_size = 2;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "2", amxt_group_create(f->runtime, &options, out, &err));
+  amxt_group_options_init(&options, sizeof(options));
+  options.heartbeat_timeout_ns = 0;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "heartbeat_timeout_ns is 0",
+        amxt_group_create(f->runtime, &options, out, &err));
+  options.struct_size = 12;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "amxt_group_options",
+        amxt_group_create(f->runtime, &options, out, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "amxt_group_options",
+        amxt_group_create_from_env(f->runtime, &options, out, &err));
+  assert_null(f->group);
+  fixture_free(f);
+}
+
+static void a_missing_peer_ends_in_time(void** state) {
+  struct fixture* f = fixture_new();
+  amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
+  amxt_error err = AMXT_ERROR_INIT;
+  amxt_status status;
+  (void)state;
+  options.rank = 1;
+  options.world_size = 2;
+  options.local_rank = 1;
+  options.local_size = 2;
+  options.address = "127.0.0.1";
+  options.port = 1; /* nobody listens */
+  options.connect_timeout_ns = AMXT_SECONDS(1);
+  status = amxt_group_create(f->runtime, &options, &f->group, &err);
+  assert_int_not_equal(status, AMXT_OK);
+  assert_int_equal(err.code, status);
+  assert_null(f->group);
+  fixture_free(f);
+}
+
+static void after_finalize_there_is_nothing_but_destroy(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  OK(amxt_group_finalize(f->group, AMXT_SECONDS(5), &err));
+  OK(amxt_group_finalize(f->group, AMXT_SECONDS(5), &err));
+  FAILS(AMXT_E_INVALID_STATE, "finalized", amxt_group_barrier(f->group, AMXT_SECONDS(5), &err));
+  fixture_free(f);
+}
+
+static void after_abort_calls_tell_the_reason(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  OK(amxt_group_abort(f->group, "the test says so", &err));
+  OK(amxt_group_abort(f->group, NULL, &err));
+  FAILS(AMXT_E_COMM_ABORTED, "the test says so",
+        amxt_group_barrier(f->group, AMXT_SECONDS(5), &err));
+  fixture_free(f);
+}
+
+static void a_group_outlives_its_runtime(void** state) {
+  struct fixture* f = fixture_new();
+  (void)state;
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  amxt_runtime_destroy(f->runtime);
+  f->runtime = NULL;
+  OK(amxt_group_barrier(f->group, AMXT_SECONDS(5), &err));
+  fixture_free(f);
+}
+
+static void null_arguments_are_refused(void** state) {
+  struct fixture* f = fixture_new();
+  char* json = NULL;
+  (void)state;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "runtime is NULL", amxt_group_create(NULL, NULL, &f->group, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "group is NULL", amxt_group_create(f->runtime, NULL, NULL, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "runtime is NULL",
+        amxt_group_create_from_env(NULL, NULL, &f->group, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "group is NULL", amxt_group_info(NULL, &json, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "group is NULL", amxt_group_barrier(NULL, 0, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "group is NULL", amxt_group_finalize(NULL, 0, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "group is NULL", amxt_group_abort(NULL, "", &err));
+  OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "json is NULL", amxt_group_info(f->group, NULL, &err));
+  assert_int_equal(amxt_group_rank(NULL), -1);
+  assert_int_equal(amxt_group_size(NULL), -1);
+  assert_int_equal(amxt_group_local_rank(NULL), -1);
+  assert_int_equal(amxt_group_local_size(NULL), -1);
+  assert_int_equal(amxt_group_node_count(NULL), -1);
+  amxt_group_destroy(NULL);
+  fixture_free(f);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_group_of_one_needs_nothing),
+      cmocka_unit_test(an_empty_environment_is_a_group_of_one),
+      cmocka_unit_test(a_partial_environment_is_named),
+      cmocka_unit_test(create_does_not_look_at_the_environment),
+      cmocka_unit_test(bad_options_are_refused_by_name),
+      cmocka_unit_test(a_missing_peer_ends_in_time),
+      cmocka_unit_test(after_finalize_there_is_nothing_but_destroy),
+      cmocka_unit_test(after_abort_calls_tell_the_reason),
+      cmocka_unit_test(a_group_outlives_its_runtime),
+      cmocka_unit_test(null_arguments_are_refused),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
