@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "base/cpu.h"
@@ -88,17 +89,20 @@ MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& op
   return plan;
 }
 
-void find_limit(const EffectiveOptions& options, MemoryPlan* plan) {
+void find_limit(const EffectiveOptions& options, const std::optional<int64_t>& node_memory_bytes,
+                MemoryPlan* plan) {
+  if (node_memory_bytes) {
+    plan->limit_bytes = *node_memory_bytes;
+    plan->limit_name = "memory given for a node";
+    return;
+  }
   const CpuLimits limits = cpu_limits();
   plan->limit_bytes = limits.memory_available_bytes;
   plan->limit_name = "memory available on the machine";
-  if (limits.cgroup_memory_bytes > 0) {
-    // What the group has in its page cache can be given back: usage counts it, so only the limit itself is firm.
-    const int64_t left = std::max<int64_t>(0, limits.cgroup_memory_bytes);
-    if (left < plan->limit_bytes) {
-      plan->limit_bytes = left;
-      plan->limit_name = "memory limit of the control group";
-    }
+  // What the group has in its page cache can be given back, and its usage counts it: only the limit itself is firm.
+  if (limits.cgroup_memory_bytes > 0 && limits.cgroup_memory_bytes < plan->limit_bytes) {
+    plan->limit_bytes = limits.cgroup_memory_bytes;
+    plan->limit_name = "memory limit of the control group";
   }
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < plan->limit_bytes) {
     plan->limit_bytes = options.memory_limit_bytes;
@@ -109,7 +113,7 @@ void find_limit(const EffectiveOptions& options, MemoryPlan* plan) {
 }  // namespace
 
 Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
-                             int ranks, int threads) {
+                             int ranks, int threads, std::optional<int64_t> node_memory_bytes) {
   if (config.sliding_window > 0 && options.sequence_length > config.sliding_window) {
     return Error(Code::kUnsupported,
                  fmt::format("sequence length {} is longer than the model's sliding_window of {}; "
@@ -131,21 +135,21 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
   }
   const store::Layout layout(config, ranks);
   const std::vector<Choice> all = choices(options);
-  MemoryPlan last;
+  std::optional<MemoryPlan> least;  // what is refused is the smallest that there is
   for (const bool easy : {true, false}) {
     for (const Choice& choice : all) {
       MemoryPlan plan = bf16_compute
                             ? plan_for<bf16>(config, options, layout, ranks, threads, choice)
                             : plan_for<float>(config, options, layout, ranks, threads, choice);
-      find_limit(options, &plan);
+      find_limit(options, node_memory_bytes, &plan);
       const int64_t activations = plan.arena + ranks * plan.kept;
       const int64_t state = plan.weights + ranks * (plan.low_bits + plan.moments + plan.gradients);
       const bool small = activations <= std::max(kEasyActivations, state / 4);
       if (plan.peak_bytes_per_node() <= plan.limit_bytes && (small || !easy)) return plan;
-      last = plan;
+      if (!least || plan.peak_bytes_per_node() < least->peak_bytes_per_node()) least = plan;
     }
   }
-  return last;
+  return *least;
 }
 
 Status fits(const MemoryPlan& plan) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/dtype.h"
@@ -46,9 +47,10 @@ struct MemoryPlan {
   std::string limit_name;
 };
 
-// Chooses and adds up. Never fails for lack of memory: the smallest choice is returned, and fits() says that it does not fit.
+// Chooses and adds up, for this machine or for one with `node_memory_bytes`. Never fails for lack of memory: the smallest choice is returned, and fits() says that it does not fit.
 Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
-                             int ranks, int threads);
+                             int ranks, int threads,
+                             std::optional<int64_t> node_memory_bytes = std::nullopt);
 
 // kLimit with the numbers: "the job needs 96.3 GiB (2 ranks), the machine has 22.1 GiB available: ...".
 Status fits(const MemoryPlan& plan);

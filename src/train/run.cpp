@@ -32,6 +32,30 @@ Result<int64_t> TrainerCore::steps_of(const io::Dataset& data, const RunOptions&
   return job_steps(effective, data.samples());
 }
 
+// Ranks with other data would train apart unseen; ranks with other steps would wait for each other.
+Result<int64_t> TrainerCore::agree_on_run(const io::Dataset& data, const RunOptions& options,
+                                          const CallLimits& limits) const {
+  int64_t steps = 0;
+  const auto facts = [&]() -> Result<Facts> {
+    AMXT_TRY(check_data(data));
+    if (data.samples() < 1) return Error(Code::kFormat, "the data has no samples");
+    AMXT_ASSIGN(steps, steps_of(data, options));
+    const bool saves = options.save && !options.output.empty();
+    Facts mine = facts_of(data, "the data");
+    mine.emplace_back("the number of steps", std::to_string(steps));
+    mine.emplace_back("saving", saves ? "on" : "off");
+    if (saves) mine.emplace_back("steps between checkpoints", std::to_string(options.save_steps));
+    if (options.eval_data != nullptr) {
+      mine.emplace_back("steps between evaluations", std::to_string(options.eval_steps));
+      const Facts evaluation = facts_of(*options.eval_data, "the data to evaluate on");
+      mine.insert(mine.end(), evaluation.begin(), evaluation.end());
+    }
+    return mine;
+  };
+  AMXT_TRY(agree_on_facts(facts(), limits));
+  return steps;
+}
+
 // The horizon of the schedule is part of the state: a resumed job keeps it.
 Status TrainerCore::fix_horizon(int64_t steps) {
   std::lock_guard lock(mutex_);
@@ -41,7 +65,7 @@ Status TrainerCore::fix_horizon(int64_t steps) {
     return Error(Code::kMismatch,
                  fmt::format("the job was begun for {} steps and now asks for {}: the learning "
                              "rate would jump; give the same number, or "
-                             "reschedule to accept it",
+                             "--reschedule to accept it",
                              state_.total_steps, wanted));
   }
   state_.total_steps = wanted;
@@ -52,9 +76,9 @@ Status TrainerCore::fix_horizon(int64_t steps) {
 Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
                         const CallLimits& limits) {
   AMXT_TRY(require_ready());
-  AMXT_TRY(check_data(data));
-  AMXT_ASSIGN(const int64_t steps, steps_of(data, options));
+  AMXT_ASSIGN(const int64_t steps, agree_on_run(data, options, limits));
   AMXT_TRY(checkpoint::agree(group(), fix_horizon(steps), limits.deadline));
+  AMXT_TRY(agree_on_data(data, limits));
   const bool saves = options.save && !options.output.empty();
   int64_t step = 0, last_saved = -1;
   {

@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/json.h"
 #include "base/text.h"
+#include "checkpoint/agreement.h"
 #include "train/order.h"
 
 namespace amxt::train {
@@ -225,9 +227,43 @@ Status TrainerCore::check_data(const io::Dataset& data) const {
   return {};
 }
 
+TrainerCore::Facts TrainerCore::facts_of(const io::Dataset& data, const std::string& name) {
+  return {{name, fmt::format("{:016x}", data.fingerprint())},
+          {name + "'s number of samples", std::to_string(data.samples())}};
+}
+
+Status TrainerCore::agree_on_facts(Result<Facts> mine, const CallLimits& limits) const {
+  const auto encoded = [&]() -> Result<std::string> {
+    AMXT_ASSIGN(const Facts facts, std::move(mine));
+    return Json(facts).dump();
+  };
+  AMXT_ASSIGN(const std::vector<std::string> all,
+              checkpoint::agree(group(), encoded(), limits.deadline));
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (all[rank] == all[0]) continue;
+    AMXT_ASSIGN(const Json first, parse_json(all[0]));
+    AMXT_ASSIGN(const Json other, parse_json(all[rank]));
+    size_t at = 0;
+    while (at < std::min(first.size(), other.size()) && first[at] == other[at]) ++at;
+    const bool both = at < std::min(first.size(), other.size());
+    return Error(Code::kMismatch,
+                 both ? fmt::format("ranks disagree on {}: rank 0 has {}, rank {} has {}",
+                                    first[at][0].get<std::string>(),
+                                    quote(first[at][1].get<std::string>()), rank,
+                                    quote(other[at][1].get<std::string>()))
+                      : fmt::format("ranks 0 and {} disagree on their run", rank))
+        .with_rank(static_cast<int32_t>(rank));
+  }
+  return {};
+}
+
 Result<Evaluation> TrainerCore::evaluate(const io::Dataset& data, const CallLimits& limits) {
   AMXT_TRY(require_ready());
-  AMXT_TRY(check_data(data));
+  const auto facts = [&]() -> Result<Facts> {
+    AMXT_TRY(check_data(data));
+    return facts_of(data, "the data to evaluate on");
+  };
+  AMXT_TRY(agree_on_facts(facts(), limits));
   const int64_t began = monotonic_ns();
   const int64_t micro = parts_.options.micro_batch, most = micro * parts_.options.accumulate,
                 world = group().size();

@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/cpu.h"
@@ -83,10 +84,19 @@ class TrainerCore : public Trainer {
   double rate_of_next_step() const;  // with mutex_ held
   // Steps of the job that `options` asks for.
   Result<int64_t> steps_of(const io::Dataset& data, const RunOptions& options) const;
+  // Checks the data and agrees with the other ranks on the run; its steps. Collective.
+  Result<int64_t> agree_on_run(const io::Dataset& data, const RunOptions& options,
+                               const CallLimits& limits) const;
   Status fix_horizon(int64_t steps);
   // The samples of this rank from `position` on.
   Status fill_batch(const io::Dataset& data, int64_t position, Batch* batch) const;
   Status check_data(const io::Dataset& data) const;
+  // What all ranks must bring alike, by its name in messages.
+  using Facts = std::vector<std::pair<std::string, std::string>>;
+  // Collective. `mine`: the facts, or why this rank has none. kMismatch names the first that differs and its rank.
+  Status agree_on_facts(Result<Facts> mine, const CallLimits& limits) const;
+  static Facts facts_of(const io::Dataset& data, const std::string& name);
+  Status agree_on_data(const io::Dataset& data, const CallLimits& limits);
   // By rank 0: the checkpoint to go on from, empty for none.
   Result<std::string> choose_checkpoint(const RunOptions& options) const;
 

@@ -1,6 +1,7 @@
 #include "train/trainer_of.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,6 +14,29 @@
 #include "checkpoint/save.h"
 
 namespace amxt::train {
+namespace {
+
+// Tells two model directories apart without reading them: sizes of the shards, and a checksum of pieces spread over each.
+Result<std::string> identity_of(const model::ModelDirectory& model) {
+  constexpr int64_t kPieces = 8, kPieceBytes = 1024;
+  std::string identity;
+  for (const io::SafetensorsFile& file : model.files()) {
+    std::vector<std::byte> pieces;
+    for (int64_t i = 0; i < kPieces; ++i) {
+      const int64_t at = file.file_bytes() / kPieces * i;
+      std::vector<std::byte> piece(
+          static_cast<size_t>(std::min(kPieceBytes, file.file_bytes() - at)));
+      AMXT_TRY(file.file().read_at(at, piece));
+      pieces.insert(pieces.end(), piece.begin(), piece.end());
+    }
+    identity += fmt::format("{} {} {:016x}; ", base_name(file.path()), file.file_bytes(),
+                            XXH3_64bits(pieces.data(), pieces.size()));
+  }
+  return fmt::format("{} files, {:016x}", model.files().size(),
+                     XXH3_64bits(identity.data(), identity.size()));
+}
+
+}  // namespace
 
 template <typename E>
 Status TrainerOf<E>::start() {
@@ -102,8 +126,18 @@ Status TrainerOf<E>::load_directory(const std::string& directory, const CallLimi
     return model;
   };
   Result<model::ModelDirectory> model = open();
-  AMXT_TRY(
-      checkpoint::agree(group(), model ? Status() : Status(Error(model.error())), limits.deadline));
+  const auto identity = [&]() -> Result<std::string> {
+    if (!model) return Error(model.error());
+    return identity_of(*model);
+  };
+  AMXT_ASSIGN(const std::vector<std::string> seen,
+              checkpoint::agree(group(), identity(), limits.deadline));
+  for (size_t rank = 1; rank < seen.size(); ++rank) {
+    if (seen[rank] == seen[0]) continue;
+    return Error(Code::kMismatch, fmt::format("{}: ranks 0 and {} see different weights there",
+                                              quote(directory), rank))
+        .with_rank(static_cast<int32_t>(rank));
+  }
   AMXT_TRY(allocate(limits));
   return checkpoint::load_model(*model, *parameters_, group(), parts_.setup.progress,
                                 limits.deadline, limits.cancel);

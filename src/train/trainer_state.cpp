@@ -54,7 +54,7 @@ Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
     return Error(Code::kMismatch,
                  fmt::format("the checkpoint was saved with {} {}, this job has {}: the order of "
                              "its data would change; give the same, "
-                             "or reschedule to accept it",
+                             "or --reschedule to accept it",
                              what, was, is));
   };
   if (!options.reschedule) {
@@ -114,8 +114,25 @@ Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) co
   AMXT_ASSIGN(const checkpoint::Found found, checkpoint::find_latest(options.output));
   for (const std::string& note : found.notes) log().warning(note);
   if (found.manifest) return found.manifest->path;
-  log().info(fmt::format("{}: nothing to resume, starting afresh", quote(options.output)));
   return std::string();
+}
+
+// All ranks must take the same samples in the same order.
+Status TrainerCore::agree_on_data(const io::Dataset& data, const CallLimits& limits) {
+  AMXT_ASSIGN(
+      const std::vector<std::string> all,
+      checkpoint::agree(group(),
+                        Result<std::string>(fmt::format("{} samples, fingerprint {:016x}",
+                                                        data.samples(), data.fingerprint())),
+                        limits.deadline));
+  for (size_t rank = 1; rank < all.size(); ++rank) {
+    if (all[rank] == all[0]) continue;
+    return Error(Code::kMismatch,
+                 fmt::format("ranks see different data: rank 0 has {}, rank {} has {}", all[0],
+                             rank, all[rank]))
+        .with_rank(static_cast<int32_t>(rank));
+  }
+  return {};
 }
 
 Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
@@ -123,14 +140,7 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
                                                         const CallLimits& limits) {
   if (state().status != TrainerStatus::kCreated)
     return Error(Code::kInvalidState, "weights are loaded already: prepare comes before");
-  int64_t steps = 0;
-  const auto settle = [&]() -> Status {
-    AMXT_TRY(check_data(data));
-    if (data.samples() < 1) return Error(Code::kFormat, "the data has no samples");
-    AMXT_ASSIGN(steps, steps_of(data, options));
-    return {};
-  };
-  AMXT_TRY(checkpoint::agree(group(), settle(), limits.deadline));
+  AMXT_ASSIGN(const int64_t steps, agree_on_run(data, options, limits));
   if (options.save && !options.output.empty()) {
     const int64_t model_bytes =
         layout_.shared_elements() * (parts_.options.compute_type == ComputeType::kBFloat16 ? 2 : 4);
@@ -155,14 +165,18 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
       return Error(Code::kMismatch,
                    fmt::format("{}: the job was begun for {} steps and now asks for {}: the "
                                "learning rate would jump; give the same "
-                               "number, or reschedule to accept it",
+                               "number, or --reschedule to accept it",
                                quote(path), manifest.training.total_steps, wanted));
     }
     if (manifest.training.data.fingerprint != 0 &&
         manifest.training.data.fingerprint != data.fingerprint()) {
-      log().warning(
-          "the data is not what it was when the checkpoint was saved: the samples that come next "
-          "are of the new data");
+      if (!parts_.options.reschedule) {
+        return Error(Code::kMismatch,
+                     fmt::format("{}: the data is not what it was when this was saved; give the "
+                                 "same, or --reschedule to go on with other data",
+                                 quote(path)));
+      }
+      log().warning("the data is not what it was when the checkpoint was saved");
     }
     return path;
   };

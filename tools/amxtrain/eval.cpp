@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <cmath>
 
 #include "commands.h"
 #include "options.h"
@@ -58,6 +59,7 @@ void evaluate(const EvalOptions& options, const Session& session, amxt_group* gr
                            result.loss, result.perplexity, count_text(result.tokens),
                            count_text(result.samples), result.seconds));
   }
+  if (!std::isfinite(result.loss)) throw Failure("the loss is not finite");
 }
 
 int run_eval(const EvalOptions& options) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <cstdlib>
 #include <fstream>
 #include <utility>
@@ -73,6 +74,8 @@ int run(int argc, char** argv) {
 }  // namespace command
 
 int main(int argc, char** argv) {
+  // A limit on the size of files is an error of the write (EFBIG), with a line that says so.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     return command::run(argc, argv);
   } catch (const command::Failure& failure) {
