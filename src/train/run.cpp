@@ -78,7 +78,6 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   AMXT_TRY(require_ready());
   AMXT_ASSIGN(const int64_t steps, agree_on_run(data, options, limits));
   AMXT_TRY(checkpoint::agree(group(), fix_horizon(steps), limits.deadline));
-  AMXT_TRY(agree_on_data(data, limits));
   const bool saves = options.save && !options.output.empty();
   int64_t step = 0, last_saved = -1;
   {

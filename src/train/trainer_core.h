@@ -96,7 +96,6 @@ class TrainerCore : public Trainer {
   // Collective. `mine`: the facts, or why this rank has none. kMismatch names the first that differs and its rank.
   Status agree_on_facts(Result<Facts> mine, const CallLimits& limits) const;
   static Facts facts_of(const io::Dataset& data, const std::string& name);
-  Status agree_on_data(const io::Dataset& data, const CallLimits& limits);
   // By rank 0: the checkpoint to go on from, empty for none.
   Result<std::string> choose_checkpoint(const RunOptions& options) const;
 

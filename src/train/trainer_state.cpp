@@ -117,24 +117,6 @@ Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) co
   return std::string();
 }
 
-// All ranks must take the same samples in the same order.
-Status TrainerCore::agree_on_data(const io::Dataset& data, const CallLimits& limits) {
-  AMXT_ASSIGN(
-      const std::vector<std::string> all,
-      checkpoint::agree(group(),
-                        Result<std::string>(fmt::format("{} samples, fingerprint {:016x}",
-                                                        data.samples(), data.fingerprint())),
-                        limits.deadline));
-  for (size_t rank = 1; rank < all.size(); ++rank) {
-    if (all[rank] == all[0]) continue;
-    return Error(Code::kMismatch,
-                 fmt::format("ranks see different data: rank 0 has {}, rank {} has {}", all[0],
-                             rank, all[rank]))
-        .with_rank(static_cast<int32_t>(rank));
-  }
-  return {};
-}
-
 Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
                                                         const RunOptions& options,
                                                         const CallLimits& limits) {
