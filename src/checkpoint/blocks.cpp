@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -21,6 +23,13 @@ namespace {
 constexpr auto kLook = std::chrono::milliseconds(20);  // how late a cancel may be seen
 constexpr int64_t kReportEveryNs = 100'000'000;
 constexpr int64_t kPage = 4096;
+
+// The thread that waits may be pinned to one CPU, and a new thread inherits that: back to those of the process.
+void leave_pinned_cpu() {
+  cpu_set_t cpus;
+  if (sched_getaffinity(getpid(), sizeof cpus, &cpus) == 0)
+    (void)sched_setaffinity(0, sizeof cpus, &cpus);
+}
 
 using Work = FunctionRef<Status(size_t block, std::span<std::byte> buffer)>;
 
@@ -75,6 +84,7 @@ void BlockRun::note_error(size_t block, Error error) {
 }
 
 void BlockRun::take_blocks(std::span<std::byte> buffer) {
+  leave_pinned_cpu();
   while (!stop_.load()) {
     const size_t block = next_.fetch_add(1);
     if (block >= list_.blocks.size()) return;

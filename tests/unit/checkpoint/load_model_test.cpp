@@ -270,7 +270,7 @@ TEST(LoadModel, a_large_model_is_read_once_and_in_blocks) {
   const store::Layout layout(model->config(), 3);
   const int64_t read_before = process_number("io", "rchar:");
   reset_peak();
-  const int64_t peak_before = process_number("status", "VmHWM:");
+  [[maybe_unused]] const int64_t peak_before = process_number("status", "VmHWM:");
   run_ranks(3, [&](comm::Group& group) {
     auto parameters = store::Parameters<float>::create(&layout, &group, {}, Deadline::never());
     ASSERT_GOOD(parameters);

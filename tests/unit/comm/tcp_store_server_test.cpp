@@ -195,7 +195,7 @@ TEST_F(TcpStoreServerTest, StrangersAreDropped) {
 
 TEST_F(TcpStoreServerTest, WhoStopsInTheMiddleIsDropped) {
   TcpStoreServer::Options options;
-  options.stall_timeout_ns = kSecond / 10;
+  options.stall_timeout_ns = kSecond / 2;
   start(options);
   const Descriptor silent = connect();
   const Descriptor half = validated();
@@ -207,7 +207,7 @@ TEST_F(TcpStoreServerTest, WhoStopsInTheMiddleIsDropped) {
 
 TEST_F(TcpStoreServerTest, WhoWaitsOrIsIdleIsKept) {
   TcpStoreServer::Options options;
-  options.stall_timeout_ns = kSecond / 20;
+  options.stall_timeout_ns = kSecond / 2;
   start(options);
   const Descriptor idle = validated(), waiting = validated();
   say(waiting, "\x06" + u64(1) + text("/later"));
@@ -219,10 +219,10 @@ TEST_F(TcpStoreServerTest, WhoWaitsOrIsIdleIsKept) {
 
 TEST_F(TcpStoreServerTest, WhoDoesNotTakeItsAnswersIsDropped) {
   TcpStoreServer::Options options;
-  options.stall_timeout_ns = kSecond / 10;
+  options.stall_timeout_ns = kSecond / 2;
   start(options);
   const auto store = client();
-  ASSERT_TRUE(store->set("/large", std::string(8 << 20, 'v'), soon()));
+  ASSERT_TRUE(store->set("/large", std::string(1 << 20, 'v'), soon()));
   ASSERT_EQ(*store->key_count(soon()), 1);  // it is there before anyone asks
   const Descriptor greedy = validated();
   std::string requests;
