@@ -34,8 +34,10 @@ function(amxt_add_ladder)
     list(PREPEND below amxt_${folder})
   endforeach()
   add_dependencies(amxt_base amxt_git_commit)
-  target_include_directories(amxt_capi ${scope} "${PROJECT_SOURCE_DIR}/include")
-  if(scope STREQUAL "PUBLIC")
+  if(TARGET amxt_capi)
+    target_include_directories(amxt_capi ${scope} "${PROJECT_SOURCE_DIR}/include")
+  endif()
+  if(TARGET amxt_capi AND scope STREQUAL "PUBLIC")
     target_compile_definitions(amxt_capi PRIVATE AMXT_BUILDING_LIBRARY=1)
     # Full types: abidw compares the layout of every public struct.
     target_compile_options(amxt_capi PRIVATE $<$<CONFIG:Release>:-g2>)
@@ -88,6 +90,15 @@ function(amxt_add_command)
   target_include_directories(amxtrain_command PRIVATE "${PROJECT_SOURCE_DIR}/tools/amxtrain")
   target_link_libraries(amxtrain_command PRIVATE
     amxtrain amxt_flags amxt_fmt nlohmann_json::nlohmann_json CLI11::CLI11 Threads::Threads)
+  # Nothing here is hot, and CLI11 in every file makes the command half of the build's time: 16 s a
+  # file with -O2, 9 s with -O1 and its headers compiled once.
+  target_compile_options(amxtrain_command PRIVATE $<$<CONFIG:Release>:-O1>)
+  target_precompile_headers(amxtrain_command PRIVATE
+    <CLI/CLI.hpp> <fmt/format.h> <nlohmann/json.hpp>)
+  if(AMXT_CCACHE)
+    set_target_properties(amxtrain_command PROPERTIES CXX_COMPILER_LAUNCHER
+      "env;CCACHE_SLOPPINESS=pch_defines,time_macros;${AMXT_CCACHE}")
+  endif()
 endfunction()
 
 # examples/c/<name>.c becomes build/.../examples/<name>.
