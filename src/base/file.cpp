@@ -193,6 +193,11 @@ Status File::truncate(int64_t bytes) const {
   return {};
 }
 
+bool File::is_regular() const {
+  struct stat info{};
+  return fstat(fd_, &info) == 0 && S_ISREG(info.st_mode);
+}
+
 Status File::sync() const {
   if (const int error = injected("sync", path_)) return path_error(path_, error);
   if (::fsync(fd_) != 0) return path_error(path_, errno);

@@ -46,6 +46,7 @@ class File {
   // Reserves space, so that a full disk shows before the data is written.
   Status reserve(int64_t bytes) const;
   Status truncate(int64_t bytes) const;
+  bool is_regular() const;
   Status sync() const;
   // Drops the file's pages from the page cache (after sync); keeps a training node's memory for training.
   void drop_cache() const;

@@ -151,6 +151,8 @@ Json optimizer_json(const OptimizerState& optimizer) {
   json["epsilon"] = optimizer.epsilon;
   json["weight_decay"] = optimizer.weight_decay;
   json["decay"] = optimizer.decay;
+  json["clip"] = optimizer.clip;
+  json["loss_average"] = optimizer.loss_average;
   json["updates"] = optimizer.updates;
   return json;
 }
@@ -163,6 +165,8 @@ Status parse_optimizer(const Json& json, OptimizerState* optimizer) {
   optimizer->epsilon = fields.number("epsilon");
   optimizer->weight_decay = fields.number("weight_decay");
   optimizer->decay = fields.one_of("decay", {"all", "matrices"});
+  optimizer->clip = fields.number("clip");
+  optimizer->loss_average = fields.one_of("loss_average", {"tokens", "micro_batch"});
   optimizer->updates = fields.whole("updates", 0, kMostCount);
   return fields.finish();
 }

@@ -36,8 +36,10 @@ struct ScheduleState {
 struct OptimizerState {
   std::string type = "adamw";
   double beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
-  std::string decay;    // "all" or "matrices"
-  int64_t updates = 0;  // that the moments have seen: the step count of the bias correction
+  std::string decay;         // "all" or "matrices"
+  double clip = 0;           // largest norm of the gradient, 0: none
+  std::string loss_average;  // "tokens" or "micro_batch"
+  int64_t updates = 0;       // that the moments have seen: the step count of the bias correction
 };
 
 // Where the job is in its data, whatever the number of ranks.

@@ -64,6 +64,16 @@ std::string metrics_line(const StepMetrics& m) {
   return json.dump();
 }
 
+Status MetricsFile::probe(const std::string& path) {
+  const bool was_there = path_exists(path);
+  AMXT_ASSIGN(const File file, File::open_append(path));
+  if (!file.is_regular()) return {};  // what is written to a pipe or a terminal stays
+  AMXT_ASSIGN(const int64_t size, file.size());
+  Status written = file.append("\n");
+  Status undone = was_there ? file.truncate(size) : remove_tree(path);
+  return written ? std::move(undone) : std::move(written);
+}
+
 Result<MetricsFile> MetricsFile::open(const std::string& path, int64_t last_step) {
   AMXT_ASSIGN(File file, File::open_append(path));
   AMXT_ASSIGN(const int64_t size, file.size());

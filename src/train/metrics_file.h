@@ -14,6 +14,8 @@ std::string metrics_line(const StepMetrics& metrics);
 
 class MetricsFile {
  public:
+  // That `path` can be written, before work that a full disk would waste. It is left as it was.
+  static Status probe(const std::string& path);
   // Opens or makes `path`. Lines of steps after `last_step` are cut off (a resumed job takes those steps again), and so is a line without
   // an end.
   static Result<MetricsFile> open(const std::string& path, int64_t last_step);

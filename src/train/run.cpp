@@ -98,6 +98,11 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   // Resumed from before the newest: what came after belongs to a future that is taken again.
   if (saves && leads() && step > 0) AMXT_TRY(checkpoint::remove_later(options.output, step));
 
+  if (step >= steps && leads()) {
+    log().warning(fmt::format(
+        "step {} is taken already, and the job ends after step {}: nothing to train", step, steps));
+  }
+
   RunVerdict verdict = RunVerdict::kContinue;
   const auto tell = [&](Event event) -> Status {
     if (!options.event) return {};

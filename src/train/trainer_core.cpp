@@ -147,6 +147,10 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
     if (static_cast<int>(result.error().code()) >= 100) log().error(result.error().message());
     return std::move(result).error();
   }
+  if (result->counted == 0 && leads()) {
+    log().warning(
+        fmt::format("step {}: no position of its samples has a target that counts", input.step));
+  }
   StepMetrics metrics;
   metrics.step = input.step;
   metrics.loss = result->loss;

@@ -98,6 +98,7 @@ class TrainerCore : public Trainer {
   static Facts facts_of(const io::Dataset& data, const std::string& name);
   // By rank 0: the checkpoint to go on from, empty for none.
   Result<std::string> choose_checkpoint(const RunOptions& options) const;
+  int64_t output_bytes(const RunOptions& options, int64_t steps) const;
 
   comm::Group& group() const { return *parts_.setup.group; }
   Log& log() const { return *parts_.setup.log; }

@@ -1,6 +1,8 @@
 // What of a trainer goes into a checkpoint besides tensors, and what a run checks before it begins.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/agreement.h"
@@ -13,6 +15,8 @@ namespace amxt::train {
 namespace {
 
 constexpr const char* kOrderName = "feistel-1";
+// Checkpoints whose room is asked for at most: beyond, the number of bytes means nothing.
+constexpr int64_t kMostSaves = int64_t{1} << 20;
 
 }  // namespace
 
@@ -37,6 +41,8 @@ checkpoint::TrainingState TrainerCore::training_state() const {
   t.optimizer.epsilon = options.epsilon;
   t.optimizer.weight_decay = options.weight_decay;
   t.optimizer.decay = decay_name(options.decay);
+  t.optimizer.clip = options.clip;
+  t.optimizer.loss_average = loss_average_name(options.loss_average);
   t.optimizer.updates = updates_;
   t.data.order = kOrderName;
   t.data.seed = options.seed;
@@ -67,18 +73,22 @@ Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
                         std::to_string(options.sequence_length));
     }
   }
-  const auto changed = [&](const char* what, double was, double is) {
+  const auto changed = [&](const char* what, const auto& was, const auto& is) {
     if (was != is)
       log().warning(
           fmt::format("{} was {} when the checkpoint was saved and is {} now", what, was, is));
   };
+  changed("the schedule", t.schedule.kind, std::string(schedule_name(options.schedule.kind)));
   changed("the learning rate", t.schedule.learning_rate, options.schedule.learning_rate);
-  changed("the number of warm-up steps", static_cast<double>(t.schedule.warmup_steps),
-          static_cast<double>(options.schedule.warmup_steps));
+  changed("the number of warm-up steps", t.schedule.warmup_steps, options.schedule.warmup_steps);
   changed("weight decay", t.optimizer.weight_decay, options.weight_decay);
   changed("beta1", t.optimizer.beta1, options.beta1);
   changed("beta2", t.optimizer.beta2, options.beta2);
   changed("epsilon", t.optimizer.epsilon, options.epsilon);
+  changed("what decays", t.optimizer.decay, std::string(decay_name(options.decay)));
+  changed("clipping", t.optimizer.clip, options.clip);
+  changed("the average of the loss", t.optimizer.loss_average,
+          std::string(loss_average_name(options.loss_average)));
   if (t.compute_dtype != compute_type_name(options.compute_type)) {
     log().warning(fmt::format("the checkpoint was saved with compute in {}; it goes on in {}",
                               t.compute_dtype, compute_type_name(options.compute_type)));
@@ -117,6 +127,19 @@ Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) co
   return std::string();
 }
 
+// What the job will add to its output at most: a checkpoint is whole before the oldest is removed.
+int64_t TrainerCore::output_bytes(const RunOptions& options, int64_t steps) const {
+  const Result<std::vector<int64_t>> there = checkpoint::checkpoint_steps(options.output);
+  const int64_t have = there ? static_cast<int64_t>(there->size()) : 0,
+                done = have > 0 ? std::min(there->back(), steps) : 0;
+  const int64_t saves =
+      options.save_steps > 0 ? steps / options.save_steps - done / options.save_steps + 1 : 1;
+  const int64_t more = std::clamp<int64_t>(options.keep + 1 - have, 1, std::min(saves, kMostSaves));
+  const int64_t model_bytes =
+      layout_.shared_elements() * (parts_.options.compute_type == ComputeType::kBFloat16 ? 2 : 4);
+  return more * checkpoint::checkpoint_bytes(layout_) + model_bytes;
+}
+
 Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
                                                         const RunOptions& options,
                                                         const CallLimits& limits) {
@@ -124,18 +147,13 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
     return Error(Code::kInvalidState, "weights are loaded already: prepare comes before");
   AMXT_ASSIGN(const int64_t steps, agree_on_run(data, options, limits));
   if (options.save && !options.output.empty()) {
-    const int64_t model_bytes =
-        layout_.shared_elements() * (parts_.options.compute_type == ComputeType::kBFloat16 ? 2 : 4);
-    AMXT_TRY(checkpoint::check_output(options.output,
-                                      checkpoint::checkpoint_bytes(layout_) + model_bytes, group(),
+    AMXT_TRY(checkpoint::check_output(options.output, output_bytes(options, steps), group(),
                                       limits.deadline));
   }
   // Rank 0 chooses for all; the others bring an empty word.
   const auto choose = [&]() -> Result<std::string> {
     if (!leads()) return std::string();
-    if (!options.metrics_path.empty()) {
-      AMXT_ASSIGN([[maybe_unused]] const File metrics, File::open_append(options.metrics_path));
-    }
+    if (!options.metrics_path.empty()) AMXT_TRY(MetricsFile::probe(options.metrics_path));
     AMXT_ASSIGN(const std::string path, choose_checkpoint(options));
     if (path.empty()) return path;
     AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::read_manifest(path));

@@ -1,5 +1,6 @@
 // amxtrain train: fine-tunes a model directory, alone or as one of the ranks that a launcher started.
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cmath>
@@ -32,7 +33,7 @@ class Reporter {
 
   void trainer(const amxt_trainer* trainer) { trainer_ = trainer; }
 
-  // `effective`: the options of a trainer, or a plan.
+  // `effective`: the options of the trainer.
   void header(const TrainOptions& options, const Json& effective, amxt_dataset* data) {
     if (!first_) return;
     auto number = [&](const char* key) { return count_text(effective.value(key, int64_t{0})); };
@@ -47,17 +48,14 @@ class Reporter {
     });
     row("examples", count_text(samples));
     row("sequence length", number("sequence_length"));
-    row("ranks", number(effective.contains("world_size") ? "world_size" : "ranks"));
+    row("ranks", number("world_size"));
     row("micro-batch", number("micro_batch"));
     row("accumulation", number("accumulate"));
     row("batch, all ranks", number("global_batch") + " examples");
     const int64_t total = effective.value("total_steps", int64_t{0});
     if (total > 0) row("optimizer steps", count_text(total));
-    row("trainable parameters",
-        number(effective.contains("trainable_parameters") ? "trainable_parameters" : "parameters"));
-    if (effective.contains("notes")) {
-      for (const Json& note : effective.at("notes")) print_line("  " + note.get<std::string>());
-    }
+    row("trainable parameters", number("trainable_parameters"));
+    for (const Json& note : effective.at("notes")) print_line("  " + note.get<std::string>());
   }
 
   // Stages of memory that are over and not told yet.
@@ -160,22 +158,21 @@ amxt_run_options run_options(const TrainOptions& options, amxt_dataset* eval_dat
   return run;
 }
 
-// What training would need and do, without loading anything.
-void dry_run(const TrainOptions& options, const Session& session, amxt_group* group,
-             amxt_model* model, const amxt_trainer_options& trainer, amxt_dataset* data,
-             Reporter& reporter) {
+// The memory that training needs, part by part.
+void tell_plan(const Session& session, amxt_group* group, amxt_model* model,
+               const amxt_trainer_options& trainer) {
   amxt_plan_options plan_options = AMXT_PLAN_OPTIONS_INIT;
   plan_options.ranks = amxt_group_size(group);
   plan_options.nodes = amxt_group_node_count(group);
-  if (options.flags.memory_limit) plan_options.node_memory_bytes = *options.flags.memory_limit;
   const Plan plan = make<Plan>([&](amxt_plan** out, amxt_error* error) {
     return amxt_plan_create(session.runtime(), model, &trainer, &plan_options, out, error);
   });
-  const Json result =
-      json([&](char** out, amxt_error* error) { return amxt_plan_json(plan.get(), out, error); });
-  reporter.header(options, result, data);
-  if (amxt_group_rank(group) == 0) print_plan(result);
-  call([&](amxt_error* error) { return amxt_plan_fits(plan.get(), error); });
+  print_plan(
+      json([&](char** out, amxt_error* error) { return amxt_plan_json(plan.get(), out, error); }));
+}
+
+void finish(amxt_group* group) {
+  call([&](amxt_error* error) { return amxt_group_finalize(group, AMXT_SECONDS(60), error); });
 }
 
 void train(const TrainOptions& options, const Session& session, amxt_group* group) {
@@ -201,11 +198,7 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
   trainer_opts.progress_user_data = &progress;
   const amxt_run_options run = run_options(options, eval_data.get(), reporter);
 
-  if (options.dry_run) {
-    dry_run(options, session, group, model.get(), trainer_opts, data.get(), reporter);
-    call([&](amxt_error* error) { return amxt_group_finalize(group, AMXT_SECONDS(60), error); });
-    return;
-  }
+  if (options.dry_run && first) tell_plan(session, group, model.get(), trainer_opts);
 
   const Trainer trainer = make<Trainer>([&](amxt_trainer** out, amxt_error* error) {
     return amxt_trainer_create(session.runtime(), group, model.get(), &trainer_opts, out, error);
@@ -221,6 +214,11 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
         fmt::format("nothing to resume in {}: starting afresh", options.output.value_or("")));
   }
   reporter.header(options, effective, data.get());
+  if (options.dry_run) {
+    if (first) print_line(fmt::format("would begin with {}", checkpoint.value_or(options.model)));
+    finish(group);
+    return;
+  }
 
   if (checkpoint) {
     if (first) print_line(fmt::format("resuming from {}", *checkpoint));
@@ -237,7 +235,7 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
   call([&](amxt_error* error) {
     return amxt_trainer_run(trainer.get(), data.get(), &run, AMXT_FOREVER, error);
   });
-  call([&](amxt_error* error) { return amxt_group_finalize(group, AMXT_SECONDS(60), error); });
+  finish(group);
 }
 
 int run_train(const TrainOptions& options) {
@@ -251,6 +249,9 @@ int run_train(const TrainOptions& options) {
     throw Failure("--eval-steps needs --eval-data", kUsage);
   }
   take_signals();
+  // A dry run checks that the output can be written and leaves nothing there.
+  const bool passing =
+      options.dry_run && options.output && access(options.output->c_str(), F_OK) != 0;
   const Session session(options.common);
   const Group group = join_group(session);
   try {
@@ -259,6 +260,7 @@ int run_train(const TrainOptions& options) {
     amxt_group_abort(group.get(), failure.what(), nullptr);
     throw;
   }
+  if (passing) rmdir(options.output->c_str());
   return kSuccess;
 }
 
