@@ -1292,7 +1292,8 @@ typedef struct amxt_trainer_options {
   int64_t accumulate;         /* micro-batches of a step on a rank; unset: 4, 1 with a ds_config */
   int64_t wave;               /* micro-batches that pass a layer together; unset: by the plan */
   int64_t warmup_steps;       /* 0 or more; unset: 0 */
-  int64_t total_steps;        /* horizon of the schedule; unset: the steps of amxt_run_options */
+  int64_t total_steps;        /* horizon of the schedule; unset: the steps of amxt_run_options; 
+                                 steps by hand need it unless the schedule is constant */
   int64_t log_steps;          /* how often an event asks to be shown, 1 or more; unset: 1 */
   int64_t seed;               /* of the order of samples; unset: 42 */
   int64_t memory_limit_bytes; /* of all ranks of this node; unset: what there is */
@@ -1887,7 +1888,8 @@ AMXT_API amxt_status amxt_trainer_save(amxt_trainer* trainer, const char* output
  * schedule.
  *
  * @param[in] trainer the trainer.
- * @param[in] path a checkpoint, or a directory of checkpoints, of which the latest is taken.
+ * @param[in] path a checkpoint, or a directory of checkpoints, of which the latest is taken whose
+ *   checksums are right; a line of the log says which were passed over and why.
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_NOT_FOUND when there is none; AMXT_E_FORMAT; AMXT_E_CORRUPT;

@@ -113,15 +113,35 @@ class Reading {
   BlockList list_;
 };
 
+Result<Manifest> open_before(const std::string& path, int64_t before) {
+  if (!path_exists(path))
+    return Error(Code::kNotFound, fmt::format("{}: no such directory", quote(path)));
+  if (!is_directory(path))
+    return Error(Code::kFormat,
+                 fmt::format("{}: not a directory of a checkpoint or of checkpoints", quote(path)));
+  // output/latest itself may be given: messages then name the checkpoint.
+  if (const auto target = read_symlink(path); target && step_of_name(*target))
+    return open_whole(join_path(parent_path(path), *target));
+  if (is_one_checkpoint(path)) return open_whole(path);
+  AMXT_ASSIGN(Found found, find_latest(path, before));
+  if (found.manifest) return std::move(*found.manifest);
+  std::string message = fmt::format("{}: no checkpoint there", quote(path));
+  for (const std::string& note : found.notes) message += "; " + note;
+  return Error(Code::kNotFound, std::move(message));
+}
+
 }  // namespace
 
-Result<Found> find_latest(const std::string& output) {
+Result<Found> find_latest(const std::string& output, int64_t before) {
   Found found;
   AMXT_ASSIGN(std::vector<int64_t> steps, checkpoint_steps(output));
   const std::string link = join_path(output, kLatestName);
   std::string named;
   if (const auto target = read_symlink(link)) named = *target;
-  if (!named.empty() && step_of_name(named)) {
+  std::erase_if(steps, [&](int64_t step) { return step >= before; });
+  if (const auto step = step_of_name(named); step && *step >= before) {
+    // passed over
+  } else if (step) {
     auto manifest = open_whole(join_path(output, named));
     if (manifest) {
       found.manifest = std::move(*manifest);
@@ -149,32 +169,22 @@ Result<Found> find_latest(const std::string& output) {
   return found;
 }
 
-Result<Manifest> open_checkpoint(const std::string& path) {
-  if (!path_exists(path))
-    return Error(Code::kNotFound, fmt::format("{}: no such directory", quote(path)));
-  if (!is_directory(path))
-    return Error(Code::kFormat,
-                 fmt::format("{}: not a directory of a checkpoint or of checkpoints", quote(path)));
-  // output/latest itself may be given: messages then name the checkpoint.
-  if (const auto target = read_symlink(path); target && step_of_name(*target))
-    return open_whole(join_path(parent_path(path), *target));
-  if (path_exists(join_path(path, kManifestName)) || step_of_name(base_name(path)))
-    return open_whole(path);
-  AMXT_ASSIGN(Found found, find_latest(path));
-  if (found.manifest) return std::move(*found.manifest);
-  std::string message = fmt::format("{}: no checkpoint there", quote(path));
-  for (const std::string& note : found.notes) message += "; " + note;
-  return Error(Code::kNotFound, std::move(message));
+bool is_one_checkpoint(const std::string& path) {
+  if (const auto target = read_symlink(path); target && step_of_name(*target)) return true;
+  return path_exists(join_path(path, kManifestName)) || step_of_name(base_name(path)).has_value();
 }
 
-Result<Manifest> open_checkpoint(const std::string& path, comm::Group& group, Deadline deadline) {
+Result<Manifest> open_checkpoint(const std::string& path) { return open_before(path, INT64_MAX); }
+
+Result<Manifest> open_checkpoint(const std::string& path, comm::Group& group, Deadline deadline,
+                                 int64_t before) {
   const auto said = [](const Result<Manifest>& opened,
                        const std::string Manifest::* field) -> Result<std::string> {
     if (!opened) return Error(opened.error());
     return (*opened).*field;
   };
   const bool leads = group.rank() == 0;
-  Result<Manifest> manifest = leads ? open_checkpoint(path) : Result<Manifest>(Manifest());
+  Result<Manifest> manifest = leads ? open_before(path, before) : Result<Manifest>(Manifest());
   AMXT_ASSIGN(const std::vector<std::string> chosen,
               agree(group, said(manifest, &Manifest::path), deadline));
   if (!leads) manifest = open_whole(chosen[0]);

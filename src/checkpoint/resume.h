@@ -22,12 +22,16 @@ struct Found {
 
 // What `output`/latest names; when that is missing or broken, the newest checkpoint that is whole. A checkpoint is whole when its manifest
 // is right and all files have their sizes. An output that is missing holds none. By one rank.
-Result<Found> find_latest(const std::string& output);
+// Only checkpoints of steps before `before` are looked at.
+Result<Found> find_latest(const std::string& output, int64_t before = INT64_MAX);
 
 // The checkpoint at `path`, or the latest one of the directory of checkpoints at `path`. Its files have their sizes. kNotFound with the
-// reasons when there is none. By one rank, and the same collectively: rank 0 chooses.
+// reasons when there is none. By one rank, and the same collectively: rank 0 chooses. `before` as above, for a directory of checkpoints.
 Result<Manifest> open_checkpoint(const std::string& path);
-Result<Manifest> open_checkpoint(const std::string& path, comm::Group& group, Deadline deadline);
+Result<Manifest> open_checkpoint(const std::string& path, comm::Group& group, Deadline deadline,
+                                 int64_t before = INT64_MAX);
+// Whether `path` names one checkpoint; else it is a directory of checkpoints.
+bool is_one_checkpoint(const std::string& path);
 
 enum class Restore {
   kState,

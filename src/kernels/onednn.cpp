@@ -118,16 +118,17 @@ Error unsupported(std::string reason) { return Error(Code::kUnsupported, std::mo
 // Caps oneDNN before its first primitive and makes the engine.
 Status fix_isa(Library* opened, Isa isa) {
   Onednn& table = opened->table;
-  // Without a cap, AMX includes what newer CPUs add to it.
-  if (isa != Isa::kAmx) table.set_max_cpu_isa(dnnl_cpu_isa_avx512_core_bf16);
-  const int needed =
-      isa == Isa::kAmx ? dnnl_cpu_isa_avx512_core_amx : dnnl_cpu_isa_avx512_core_bf16;
+  const bool capped = std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr;
+  // Without a cap, AMX includes what newer CPUs add to it. A cap from outside is left: one set here would lift it.
+  if (isa != Isa::kAmx && !capped) table.set_max_cpu_isa(dnnl_cpu_isa_avx512_core_bf16);
+  const int amx = dnnl_cpu_isa_avx512_core_amx,
+            needed = isa == Isa::kAmx ? amx : dnnl_cpu_isa_avx512_core_bf16;
   const int effective = table.get_effective_cpu_isa();
-  if ((effective & needed) != needed) {
-    return unsupported(fmt::format(
-        "oneDNN {} uses instruction set {:#x} and {:#x} is needed{}", opened->info.version,
-        effective, needed,
-        std::getenv("ONEDNN_MAX_CPU_ISA") != nullptr ? " (ONEDNN_MAX_CPU_ISA is set)" : ""));
+  const bool too_wide = isa != Isa::kAmx && (effective & amx) == amx;
+  if ((effective & needed) != needed || too_wide) {
+    return unsupported(fmt::format("oneDNN {} uses instruction set {:#x} and {:#x} is needed{}",
+                                   opened->info.version, effective, needed,
+                                   capped ? " (ONEDNN_MAX_CPU_ISA is set)" : ""));
   }
   if (const dnnl_status_t status = table.engine_create(&table.engine, dnnl_cpu, 0);
       status != dnnl_success) {

@@ -102,7 +102,7 @@ void find_limit(const EffectiveOptions& options, const std::optional<int64_t>& n
   // What the group has in its page cache can be given back, and its usage counts it: only the limit itself is firm.
   if (limits.cgroup_memory_bytes > 0 && limits.cgroup_memory_bytes < plan->limit_bytes) {
     plan->limit_bytes = limits.cgroup_memory_bytes;
-    plan->limit_name = "memory limit of the control group";
+    plan->limit_name = "memory limit of the cgroup";
   }
   if (options.memory_limit_bytes > 0 && options.memory_limit_bytes < plan->limit_bytes) {
     plan->limit_bytes = options.memory_limit_bytes;

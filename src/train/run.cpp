@@ -60,14 +60,7 @@ Result<int64_t> TrainerCore::agree_on_run(const io::Dataset& data, const RunOpti
 Status TrainerCore::fix_horizon(int64_t steps) {
   std::lock_guard lock(mutex_);
   const int64_t wanted = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
-  const bool resumed = state_.step > 0 && state_.total_steps > 0;
-  if (resumed && state_.total_steps != wanted && !parts_.options.reschedule) {
-    return Error(Code::kMismatch,
-                 fmt::format("the job was begun for {} steps and now asks for {}: the learning "
-                             "rate would jump; give the same number, or "
-                             "--reschedule to accept it",
-                             state_.total_steps, wanted));
-  }
+  if (state_.step > 0) AMXT_TRY(check_horizon(state_.total_steps, wanted));
   state_.total_steps = wanted;
   parts_.options.schedule.total_steps = wanted;
   return {};

@@ -19,18 +19,20 @@ StepControl::Limits step_limits(const CallLimits& limits) {
 
 Status check_tokens(const Batch& batch, int64_t vocab_size) {
   for (size_t i = 0; i < batch.token.size(); ++i) {
-    const auto sample = static_cast<int64_t>(i) / batch.sequence,
-               position = static_cast<int64_t>(i) % batch.sequence;
-    if (batch.token[i] < 0 || batch.token[i] >= vocab_size) {
-      return Error(Code::kInvalidArgument,
-                   fmt::format("token {} of sample {}, position {}, is not in the vocabulary of {}",
-                               batch.token[i], sample, position, vocab_size));
-    }
-    if (batch.target[i] >= vocab_size) {
-      return Error(Code::kInvalidArgument,
-                   fmt::format("label {} of sample {}, position {}, is not in the vocabulary of {}",
-                               batch.target[i], sample, position + 1, vocab_size));
-    }
+    if (batch.token[i] >= 0 && batch.token[i] < vocab_size) continue;
+    const auto at = static_cast<int64_t>(i);
+    return Error(Code::kInvalidArgument,
+                 fmt::format("token {} of sample {}, position {}, is not in the vocabulary of {}",
+                             batch.token[i], at / batch.sequence, at % batch.sequence, vocab_size));
+  }
+  // Labels come after: without labels of their own they are tokens, one position on.
+  for (size_t i = 0; i < batch.target.size(); ++i) {
+    if (batch.target[i] < vocab_size) continue;
+    const auto at = static_cast<int64_t>(i);
+    return Error(
+        Code::kInvalidArgument,
+        fmt::format("label {} of sample {}, position {}, is not in the vocabulary of {}",
+                    batch.target[i], at / batch.sequence, at % batch.sequence + 1, vocab_size));
   }
   return {};
 }
@@ -75,6 +77,20 @@ Status TrainerCore::check_same_model(const model::ModelConfig& other,
   if (ours.size() != theirs.size())
     return differs(fmt::format("{} tensors, not {}", theirs.size(), ours.size()));
   return {};
+}
+
+// A schedule that falls to zero has no rate before its horizon is known.
+Status TrainerCore::require_rate() const {
+  std::lock_guard lock(mutex_);
+  const Schedule& schedule = parts_.options.schedule;
+  if (rate_override_ || schedule.total_steps > 0 || schedule.kind == ScheduleKind::kConstant ||
+      schedule.kind == ScheduleKind::kWarmup)
+    return {};
+  return Error(
+      Code::kInvalidState,
+      fmt::format("the schedule {} falls to its end, which is not known: give total_steps, "
+                  "or the schedule constant",
+                  schedule_name(schedule.kind)));
 }
 
 double TrainerCore::rate_of_next_step() const {
@@ -132,6 +148,7 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
                                            const CallLimits& limits) {
   AMXT_TRY(require_ready());
   AMXT_TRY(check_tokens(batch, config().vocab_size));
+  if (commit) AMXT_TRY(require_rate());
   StepInput input;
   bool first = false;
   {

@@ -81,6 +81,7 @@ class TrainerCore : public Trainer {
   // Records the memory of all ranks under the name of a stage. Collective.
   Status record_memory(const std::string& stage, const CallLimits& limits);
   Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits);
+  Status require_rate() const;
   double rate_of_next_step() const;  // with mutex_ held
   // Steps of the job that `options` asks for.
   Result<int64_t> steps_of(const io::Dataset& data, const RunOptions& options) const;
@@ -98,6 +99,8 @@ class TrainerCore : public Trainer {
   static Facts facts_of(const io::Dataset& data, const std::string& name);
   // By rank 0: the checkpoint to go on from, empty for none.
   Result<std::string> choose_checkpoint(const RunOptions& options) const;
+  // That the horizon of the schedule stays, or may change.
+  Status check_horizon(int64_t was, int64_t wanted) const;
   int64_t output_bytes(const RunOptions& options, int64_t steps) const;
 
   comm::Group& group() const { return *parts_.setup.group; }

@@ -109,8 +109,12 @@ Status TrainerOf<E>::load(const std::string& directory, const CallLimits& limits
   pool_->pin_caller();
   const bool is_checkpoint = path_exists(join_path(directory, checkpoint::kManifestName)) ||
                              path_exists(join_path(directory, checkpoint::kLatestName));
-  Status loaded = is_checkpoint ? load_checkpoint(directory, checkpoint::Restore::kWeights, limits)
-                                : load_directory(directory, limits);
+  const auto load_weights = [&]() -> Status {
+    AMXT_ASSIGN(const checkpoint::Manifest manifest,
+                checkpoint::open_checkpoint(directory, group(), limits.deadline));
+    return restore_from(manifest, checkpoint::Restore::kWeights, limits);
+  };
+  Status loaded = is_checkpoint ? load_weights() : load_directory(directory, limits);
   if (!loaded) {
     drop_state();
     return loaded;
@@ -144,10 +148,8 @@ Status TrainerOf<E>::load_directory(const std::string& directory, const CallLimi
 }
 
 template <typename E>
-Status TrainerOf<E>::load_checkpoint(const std::string& path, checkpoint::Restore what,
-                                     const CallLimits& limits) {
-  AMXT_ASSIGN(const checkpoint::Manifest manifest,
-              checkpoint::open_checkpoint(path, group(), limits.deadline));
+Status TrainerOf<E>::restore_from(const checkpoint::Manifest& manifest, checkpoint::Restore what,
+                                  const CallLimits& limits) {
   AMXT_TRY(checkpoint::check_same_model(manifest, config()));
   if (what == checkpoint::Restore::kState) {
     if (parts_.options.forward_only)
@@ -158,6 +160,29 @@ Status TrainerOf<E>::load_checkpoint(const std::string& path, checkpoint::Restor
   AMXT_TRY(allocate(limits));
   return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress,
                              limits.deadline, limits.cancel);
+}
+
+// Of a directory of checkpoints, the newest whose checksums are right: what was whole when it was written and is broken now must not hold
+// up the job, which has an older one.
+template <typename E>
+Status TrainerOf<E>::resume_from(const std::string& path, const CallLimits& limits) {
+  const bool has_others = !checkpoint::is_one_checkpoint(path);
+  std::optional<Error> newest_broken;
+  for (int64_t before = INT64_MAX;;) {
+    const Result<checkpoint::Manifest> manifest =
+        checkpoint::open_checkpoint(path, group(), limits.deadline, before);
+    if (!manifest) return newest_broken ? *std::move(newest_broken) : manifest.error();
+    Status restored = restore_from(*manifest, checkpoint::Restore::kState, limits);
+    if (restored && newest_broken && leads())
+      log().warning(fmt::format("resumed from {} instead", quote(manifest->path)));
+    if (restored || !has_others || restored.error().code() != Code::kCorrupt) return restored;
+    if (leads()) {
+      log().warning(
+          fmt::format("{} is passed over: {}", quote(manifest->path), restored.error().message()));
+    }
+    if (!newest_broken) newest_broken = restored.error();
+    before = manifest->training.step;
+  }
 }
 
 template <typename E>
@@ -176,7 +201,7 @@ Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
   // A trainer that failed after a commit starts over with new memory.
   drop_state();
   const TrainerState before = state();
-  Status resumed = load_checkpoint(path, checkpoint::Restore::kState, limits);
+  Status resumed = resume_from(path, limits);
   if (!resumed) {
     drop_state();
     std::lock_guard lock(mutex_);

@@ -53,8 +53,9 @@ class TrainerOf final : public TrainerCore {
       FunctionRef<void(const store::OwnedRange&, int64_t row, int64_t rows, int64_t offset)> part)
       const;
   Status load_directory(const std::string& directory, const CallLimits& limits);
-  Status load_checkpoint(const std::string& path, checkpoint::Restore what,
-                         const CallLimits& limits);
+  Status restore_from(const checkpoint::Manifest& manifest, checkpoint::Restore what,
+                      const CallLimits& limits);
+  Status resume_from(const std::string& path, const CallLimits& limits);
   Status become_ready(const CallLimits& limits);
   Status allocate(const CallLimits& limits);
   Status populate_state(const CallLimits& limits);

@@ -20,6 +20,14 @@ constexpr int64_t kMostSaves = int64_t{1} << 20;
 
 }  // namespace
 
+Status TrainerCore::check_horizon(int64_t was, int64_t wanted) const {
+  if (was == 0 || was == wanted || parts_.options.reschedule) return {};
+  return Error(Code::kMismatch,
+               fmt::format("the job was begun for {} steps and now asks for {}: the learning rate "
+                           "would jump; give the same number, or --reschedule to accept it",
+                           was, wanted));
+}
+
 checkpoint::TrainingState TrainerCore::training_state() const {
   const EffectiveOptions& options = parts_.options;
   std::lock_guard lock(mutex_);
@@ -73,6 +81,7 @@ Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
                         std::to_string(options.sequence_length));
     }
   }
+  if (options.horizon_given) AMXT_TRY(check_horizon(t.total_steps, options.schedule.total_steps));
   const auto changed = [&](const char* what, const auto& was, const auto& is) {
     if (was != is)
       log().warning(
@@ -97,6 +106,7 @@ Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
   state_.step = t.step;
   state_.position = t.data.position;
   state_.total_steps = t.total_steps;
+  if (!options.horizon_given) parts_.options.schedule.total_steps = t.total_steps;
   updates_ = t.optimizer.updates;
   rate_override_ = t.schedule.fixed_rate;
   samples_of_epoch_ = t.data.samples;
@@ -160,14 +170,7 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
     AMXT_TRY(checkpoint::check_same_model(manifest, config()));
     const int64_t wanted =
         parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
-    if (manifest.training.total_steps > 0 && manifest.training.total_steps != wanted &&
-        !parts_.options.reschedule) {
-      return Error(Code::kMismatch,
-                   fmt::format("{}: the job was begun for {} steps and now asks for {}: the "
-                               "learning rate would jump; give the same "
-                               "number, or --reschedule to accept it",
-                               quote(path), manifest.training.total_steps, wanted));
-    }
+    AMXT_TRY(check_horizon(manifest.training.total_steps, wanted));
     if (manifest.training.data.fingerprint != 0 &&
         manifest.training.data.fingerprint != data.fingerprint()) {
       if (!parts_.options.reschedule) {

@@ -128,6 +128,7 @@ static inline amxt_trainer_options fixture_trainer_options(void) {
   options.sequence_length = kPositions;
   options.accumulate = kSamples;
   options.learning_rate = 1e-3;
+  options.schedule = AMXT_SCHEDULE_CONSTANT;
   options.compute_dtype = AMXT_COMPUTE_FLOAT32;
   options.timeout_ns = SECONDS_OF_A_TEST;
   return options;

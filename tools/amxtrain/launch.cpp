@@ -301,7 +301,11 @@ class Launch {
     if (failed_.empty()) return kSuccess;
     auto followed = [&](int rank) {
       const auto reason = reasons_.read(rank);
-      return reason && reason->first >= AMXT_E_COMM_PEER_LOST;
+      if (!reason) return false;
+      // Cancelled, and not by a signal of its own: another rank was.
+      const int code = exit_code_of(ranks_[static_cast<size_t>(rank)].status);
+      return reason->first >= AMXT_E_COMM_PEER_LOST ||
+             (reason->first == AMXT_E_CANCELLED && code == kFailure);
     };
     const auto own = std::find_if_not(failed_.begin(), failed_.end(), followed);
     const int rank = own != failed_.end() ? *own : failed_.front();

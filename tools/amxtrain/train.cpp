@@ -222,8 +222,10 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
 
   if (checkpoint) {
     if (first) print_line(fmt::format("resuming from {}", *checkpoint));
+    // Of the directory, so that one that turns out broken makes way for the one before it.
+    const std::string& path = *options.resume == "latest" ? *options.output : *checkpoint;
     call([&](amxt_error* error) {
-      return amxt_trainer_resume(trainer.get(), checkpoint->c_str(), AMXT_FOREVER, error);
+      return amxt_trainer_resume(trainer.get(), path.c_str(), AMXT_FOREVER, error);
     });
   } else {
     call([&](amxt_error* error) {
