@@ -93,6 +93,8 @@ StepResult take_steps(const BenchOptions& options, const Session& session, amxt_
   call([&](amxt_error* error) {
     return amxt_trainer_load(trainer.get(), directory.c_str(), AMXT_FOREVER, error);
   });
+  // A schedule would want to know its end.
+  call([&](amxt_error* error) { return amxt_trainer_set_lr(trainer.get(), 1e-5, error); });
   StepResult result;
   result.effective = json([&](char** out, amxt_error* error) {
     return amxt_trainer_options_json(trainer.get(), out, error);
