@@ -204,6 +204,8 @@ Status File::sync() const {
   return {};
 }
 
+void File::no_readahead() const { posix_fadvise(fd_, 0, 0, POSIX_FADV_RANDOM); }
+
 void File::drop_cache() const { posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED); }
 
 void File::close() {

@@ -50,6 +50,8 @@ class File {
   Status sync() const;
   // Drops the file's pages from the page cache (after sync); keeps a training node's memory for training.
   void drop_cache() const;
+  // Tells the system to read nothing beyond what is asked for: it may belong to another rank, or to nobody.
+  void no_readahead() const;
   void close();
 
  private:

@@ -182,6 +182,4 @@ void drop_cache(const File& file, int64_t offset, int64_t bytes) {
   if (begin < end) posix_fadvise(file.fd(), begin, end - begin, POSIX_FADV_DONTNEED);
 }
 
-void advise_no_readahead(const File& file) { posix_fadvise(file.fd(), 0, 0, POSIX_FADV_RANDOM); }
-
 }  // namespace amxt::checkpoint

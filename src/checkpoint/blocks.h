@@ -48,7 +48,5 @@ Status run_blocks(const BlockList& list, const char* what, const Progress& progr
 
 // Drops the whole pages of a range from the page cache: what was read once is not read again.
 void drop_cache(const File& file, int64_t offset, int64_t bytes);
-// Tells the system that ranges are read once, so that it reads nothing beyond what is asked for (that belongs to another rank).
-void advise_no_readahead(const File& file);
 
 }  // namespace amxt::checkpoint

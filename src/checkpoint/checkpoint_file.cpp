@@ -124,7 +124,6 @@ Result<CheckpointFile> CheckpointFile::open(const Manifest& manifest, int64_t fi
                  fmt::format("{}: header and table of checksums are not what was written",
                              quote(path_of(manifest, file))));
   }
-  advise_no_readahead(opened.file_.file());
   return opened;
 }
 

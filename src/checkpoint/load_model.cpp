@@ -80,7 +80,6 @@ class ModelLoad {
   Status run(const Progress& progress, Deadline deadline, const std::atomic<bool>* cancel) {
     AMXT_TRY(check_same_tensors(model_, parameters_.layout()));
     plan();
-    for (const io::SafetensorsFile& file : model_.files()) advise_no_readahead(file.file());
     return run_blocks(
         list_, "loading the model", progress, deadline, cancel,
         [this](size_t block, std::span<std::byte> buffer) { return read(pieces_[block], buffer); });

@@ -500,6 +500,7 @@ Result<SafetensorsFile> SafetensorsFile::open_beneath(const std::string& directo
 }
 
 Result<SafetensorsFile> SafetensorsFile::parse(File file) {
+  file.no_readahead();
   SafetensorsFile result;
   AMXT_ASSIGN(result.file_bytes_, file.size());
   AMXT_ASSIGN(const int64_t length, header_length(file, result.file_bytes_));
