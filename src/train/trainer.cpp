@@ -94,7 +94,9 @@ Result<std::unique_ptr<Trainer>> Trainer::create(TrainerSetup setup, const CallL
       checkpoint::agree(*group, parts ? Status() : Status(Error(parts.error())), limits.deadline));
   AMXT_TRY(agree_on(*parts, limits));
   AMXT_TRY(checkpoint::agree(*group, fits(parts->plan), limits.deadline));
-  for (const std::string& note : parts->notes) parts->setup.log->info(note);
+  if (parts->setup.group->rank() == 0) {  // all ranks have the same file
+    for (const std::string& note : parts->notes) parts->setup.log->info(note);
+  }
   parts->setup.log->info(
       fmt::format("rank {} of {}: {} thread{} ({}), cores {}, {}", group->rank(), group->size(),
                   parts->threads, parts->threads == 1 ? "" : "s", parts->threads_reason,

@@ -8,6 +8,7 @@
 namespace amxt::test {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -16,8 +17,7 @@ class Command : public CommandTest {};
 TEST_F(Command, TellsItsVersion) {
   const Finished version = amxtrain({"--version"});
   EXPECT_EQ(version.code, 0) << version;
-  EXPECT_TRUE(std::regex_search(version.out, std::regex("^amxtrain [0-9]+\\.[0-9]+\\.[0-9]+")))
-      << version;
+  EXPECT_THAT(version.out, ContainsRegex("^amxtrain [0-9]+\\.[0-9]+\\.[0-9]+"));
 }
 
 TEST_F(Command, TellsWhatEachCommandTakes) {

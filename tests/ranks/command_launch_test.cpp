@@ -14,6 +14,7 @@ namespace amxt::test {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 class CommandLaunch : public CommandTest {
@@ -77,12 +78,11 @@ TEST_F(CommandLaunch, StartsRanksThatSayWhoTheyAre) {
   const Finished trained = launch(3, train_to("o", {"--steps", "2", "--accumulate", "2"}));
   ASSERT_EQ(trained.code, 0) << trained;
   for (int rank = 0; rank < 3; ++rank) {
-    EXPECT_TRUE(std::regex_search(
+    EXPECT_THAT(
         trained.err,
-        std::regex(fmt::format(
+        ContainsRegex(fmt::format(
             "rank {} connected to 3 of 3 by shared memory: [0-9]+ threads? on [0-9]+ cores?",
-            rank))))
-        << trained;
+            rank)));
   }
   EXPECT_EQ(metrics_of(path("o.jsonl")).at(1).at("world_size"), 3);
   EXPECT_EQ(metrics_of(path("o.jsonl")).at(1).at("tokens"), 3 * 2 * 16);
@@ -128,9 +128,7 @@ TEST_F(CommandLaunch, EndsAllWhenOneFailsAndPassesItsReasonOn) {
   const Finished reason =
       launch(2, {"train", "--model", path("missing"), "--data", data_, "--output", path("o")});
   EXPECT_EQ(reason.code, 1) << reason;
-  EXPECT_TRUE(
-      std::regex_search(reason.err, std::regex("error: rank [01] ended with code 1: .*missing")))
-      << reason;
+  EXPECT_THAT(reason.err, ContainsRegex("error: rank [01] ended with code 1: .*missing"));
 }
 
 TEST_F(CommandLaunch, PassesTheCommandsOwnCodeOn) {

@@ -55,7 +55,6 @@ class Reporter {
     const int64_t total = effective.value("total_steps", int64_t{0});
     if (total > 0) row("optimizer steps", count_text(total));
     row("trainable parameters", number("trainable_parameters"));
-    for (const Json& note : effective.at("notes")) print_line("  " + note.get<std::string>());
   }
 
   // Stages of memory that are over and not told yet.
