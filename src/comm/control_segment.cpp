@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "base/futex.h"
@@ -86,7 +85,7 @@ char* ControlSegment::payload(uint64_t number, int rank) const {
 ControlSegment::Arrival ControlSegment::arrive(Collective collective, std::string_view bytes) {
   const uint64_t number = ++number_;
   Slot& own = slot(rank_);
-  std::memcpy(payload(number, rank_), bytes.data(), bytes.size());
+  std::copy(bytes.begin(), bytes.end(), payload(number, rank_));
   own.payload_bytes[number % 2].store(static_cast<uint32_t>(bytes.size()),
                                       std::memory_order_relaxed);
   own.collective.store(static_cast<uint32_t>(collective), std::memory_order_relaxed);
