@@ -331,7 +331,7 @@ class Gatherer {
   }
 
   void hear(Stranger& stranger) {
-    if (stranger.dead) return;
+    if (stranger.dead || !failure_.ok()) return;
     Message message;
     switch (receive_message(stranger.socket.get(), &message)) {
       case Received::kNothing:
@@ -364,6 +364,8 @@ class Gatherer {
   void add_member(const Identity& identity, Descriptor socket) {
     Member& member = members_[static_cast<size_t>(identity.rank)];
     if (member.identity.rank >= 0) {
+      // Kept, so that it hears the reason and not an end without one.
+      strangers_.push_back({std::move(socket), std::nullopt, Deadline::never()});
       return fail(started_twice(member.identity, identity));
     }
     member.process = process_descriptor(peer_credentials(socket.get()).pid);
