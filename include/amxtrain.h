@@ -862,8 +862,9 @@ AMXT_API void amxt_inspect_options_init(amxt_inspect_options* options, uint32_t 
  * "parameters" and "bytes" of the stored tensors, "file_bytes", "dtypes" (type to number of
  * tensors), "files" (each "name", "bytes", "tensors"), "tensors" (each "name", "dtype", "shape",
  * "bytes", "file", "offset"; with scan also "nan", "inf" and "max_abs"), "problems" (lines: what a
- * loader would refuse) and "warnings" (lines). A malformed file is a problem in the result, not an
- * error; a path that is no regular file is never opened for reading, so that a pipe cannot block.
+ * loader would refuse), "warnings" (lines) and "complete" (false when a file that should be there
+ * could not be read: the rest is about the others). A malformed file is a problem in the result, not
+ * an error; a path that is no regular file is never opened for reading, so that a pipe cannot block.
  *
  * @param[in] runtime the runtime.
  * @param[in] path a file or a directory.
@@ -982,7 +983,8 @@ AMXT_API amxt_status amxt_plan_summary(const amxt_plan* plan, amxt_plan_totals* 
  * "waves", "keep", "gradient_dtype", "compute_dtype", "sequence_length", "micro_batch",
  * "accumulate", "global_batch"), "parts" (each "name", "shared" (true: of the node, once; false: of
  * each rank), "bytes"), "private_bytes_per_rank", "shared_bytes_per_node", "peak_bytes_per_rank"
- * (proportional), "peak_bytes_per_node", "limit_bytes", "limit" (what sets it) and "fits".
+ * (proportional), "peak_bytes_per_node", "limit_bytes", "limit" (what sets it), "fits" and "notes"
+ * (what of the ds_config means nothing here, or may surprise; one line each).
  *
  * @param[in] plan the plan.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -1174,8 +1176,8 @@ AMXT_API amxt_status amxt_token_writer_add(amxt_token_writer* writer, const int3
  *
  * @param[in] writer the writer.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_INVALID_STATE when finished before or without a document; AMXT_E_EXISTS;
- *   AMXT_E_IO; AMXT_E_NO_SPACE.
+ * @return AMXT_OK; AMXT_E_INVALID_STATE when finished before, or without a document or a token;
+ *   AMXT_E_EXISTS; AMXT_E_IO; AMXT_E_NO_SPACE.
  * Thread-safety: object. Blocking: yes, until the file is on disk. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_token_writer_finish(amxt_token_writer* writer, amxt_error* err);
@@ -1221,8 +1223,8 @@ AMXT_API void amxt_tokenize_options_init(amxt_tokenize_options* options, uint32_
  *   caller ends it with amxt_string_destroy(); or NULL.
  * @param[in] timeout_ns deadline.
  * @param[out] err optional; the file, and the line of a *.jsonl file.
- * @return AMXT_OK; AMXT_E_NOT_FOUND; AMXT_E_EXISTS; AMXT_E_FORMAT; AMXT_E_IO; AMXT_E_NO_SPACE;
- *   AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_USER.
+ * @return AMXT_OK; AMXT_E_NOT_FOUND; AMXT_E_EXISTS; AMXT_E_FORMAT, also for texts without a token;
+ *   AMXT_E_IO; AMXT_E_NO_SPACE; AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_USER.
  * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_tokenize(amxt_runtime* runtime, const char* path,
@@ -1514,7 +1516,7 @@ typedef struct amxt_run_options {
   uint32_t struct_size;
   int32_t save;       /* 0: no checkpoints, no final model; unset: 1 */
   int64_t steps;      /* counted from the job's first step; unset: by epochs */
-  double epochs;      /* unset: 1 when steps is unset too; both set is an error */
+  double epochs;      /* up to 1e6; unset: 1 when steps is unset too; both set is an error */
   int64_t save_steps; /* checkpoint every so many, and after the last; 0: only that; unset: 100 */
   int64_t keep;       /* newest checkpoints that stay, 1 or more; unset: 2 */
   int64_t eval_steps; /* evaluate every so many steps; unset: after the last only */

@@ -45,6 +45,8 @@ for path in a.paths:
         tokens += asked + learned
         weights += [0] * len(asked) + [1] * len(learned)
         offsets.append(len(tokens))
+if not tokens:
+    raise SystemExit(f"{a.paths[0]}: no token in what was given")
 kind = numpy.uint16 if tokenizer.get_vocab_size() <= 65536 else numpy.uint32
 out = {"tokens": numpy.array(tokens, kind), "document_offsets": numpy.array(offsets, numpy.int64)}
 if 0 in weights:

@@ -254,14 +254,15 @@ int default_threads(int local_world_size, std::string* why) {
   const int ranks = std::max(1, local_world_size);
   const double in_mask = static_cast<double>(limits.affinity.size());
   double cpus = cpus_are_own() ? in_mask : in_mask / ranks;
-  std::string reason = fmt::format("{} CPUs in the affinity mask{}", limits.affinity.size(),
+  std::string reason = fmt::format("{} in the affinity mask{}",
+                                   counted(static_cast<int64_t>(limits.affinity.size()), "CPU"),
                                    cpus_are_own() ? ", this rank's own" : "");
   if (limits.cgroup_cpus > 0 && limits.cgroup_cpus / ranks < cpus) {
     cpus = limits.cgroup_cpus / ranks;
     reason = fmt::format("cgroup quota of {:.2f} CPUs", limits.cgroup_cpus);
   }
   int threads = std::max(1, static_cast<int>(std::floor(cpus)));
-  reason += fmt::format(", {} local rank{}", local_world_size, local_world_size == 1 ? "" : "s");
+  reason += fmt::format(", {}", counted(local_world_size, "local rank"));
   if (const char* omp = std::getenv("OMP_NUM_THREADS"); omp != nullptr && *omp != '\0') {
     const int wished = std::atoi(omp);
     const bool torchrun = std::getenv("TORCHELASTIC_RUN_ID") != nullptr;

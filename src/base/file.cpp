@@ -113,9 +113,12 @@ Result<File> File::open_read_beneath(const std::string& directory, const std::st
 }
 
 Result<File> File::create(const std::string& path) {
-  if (const int error = injected("create", path)) return path_error(path, error);
+  const auto failed = [&](int error) {
+    return system_error(quote(path) + ": making the file", error);
+  };
+  if (const int error = injected("create", path)) return failed(error);
   const int fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
-  if (fd < 0) return path_error(path, errno);
+  if (fd < 0) return failed(errno);
   return File(fd, path);
 }
 
@@ -148,8 +151,9 @@ Status File::read_at(int64_t offset, std::span<std::byte> data) const {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return path_error(path_, errno);
     if (n == 0) {
-      return Error(Code::kCorrupt, fmt::format("{}: ends at offset {}, {} bytes too early",
-                                               quote(path_), offset, data.size()));
+      return Error(Code::kCorrupt,
+                   fmt::format("{}: ends at offset {}, {} too early", quote(path_), offset,
+                               counted(static_cast<int64_t>(data.size()), "byte")));
     }
     data = data.subspan(static_cast<size_t>(n));
     offset += n;
@@ -239,14 +243,17 @@ Status write_text_file_atomically(const std::string& path, std::string_view text
 }
 
 Status make_directory(const std::string& path) {
-  if (const int error = injected("create", path)) return path_error(path, error);
+  const auto failed = [&](int error) {
+    return system_error(quote(path) + ": making the directory", error);
+  };
+  if (const int error = injected("create", path)) return failed(error);
   if (::mkdir(path.c_str(), 0755) == 0) return {};
   const int error = errno;
   if (error == EEXIST && is_directory(path)) return {};
   if (error == EEXIST)
     return Error(Code::kExists, fmt::format("{}: exists and is not a directory", quote(path)),
                  error);
-  return path_error(path, error);
+  return failed(error);
 }
 
 Status make_directories(const std::string& path) {
@@ -254,6 +261,18 @@ Status make_directories(const std::string& path) {
   const std::string parent = parent_path(path);
   if (parent != path && !path_exists(parent)) AMXT_TRY(make_directories(parent));
   return make_directory(path);
+}
+
+std::vector<std::string> missing_directories(const std::string& path) {
+  std::vector<std::string> missing;
+  for (std::string at = path; !path_exists(at); at = parent_path(at)) missing.push_back(at);
+  return missing;
+}
+
+void remove_if_empty(const std::vector<std::string>& directories) {
+  for (const std::string& directory : directories) {
+    if (::rmdir(directory.c_str()) != 0 && errno != ENOENT) return;
+  }
 }
 
 Status sync_directory(const std::string& path) {

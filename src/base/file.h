@@ -67,6 +67,9 @@ Status write_text_file_atomically(const std::string& path, std::string_view text
 
 Status make_directory(const std::string& path);    // an existing one is fine
 Status make_directories(const std::string& path);  // with parents
+// Those that make_directories(path) would make, the deepest first; and takes such ones away again up to the first that is not empty.
+std::vector<std::string> missing_directories(const std::string& path);
+void remove_if_empty(const std::vector<std::string>& directories);
 Status sync_directory(const std::string& path);
 Status rename_path(const std::string& from, const std::string& to);
 // Two paths change places in one step; kUnsupported where the file system can't.

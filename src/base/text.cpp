@@ -78,7 +78,7 @@ std::string quote(std::string_view name) {
 
 std::string bytes_text(uint64_t bytes) {
   constexpr const char* kUnits[] = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  if (bytes < 1024) return fmt::format("{} bytes", bytes);
+  if (bytes < 1024) return counted(static_cast<int64_t>(bytes), "byte");
   double value = static_cast<double>(bytes);
   size_t unit = 0;
   value /= 1024;
@@ -87,6 +87,10 @@ std::string bytes_text(uint64_t bytes) {
     ++unit;
   }
   return fmt::format("{:.{}f} {}", value, value < 10 ? 2 : 1, kUnits[unit]);
+}
+
+std::string counted(int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
 Error system_error(std::string_view what, int sys_errno) {

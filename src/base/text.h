@@ -15,6 +15,9 @@ std::string quote(std::string_view name);
 // 1536 -> "1.5 KiB"; exact below 1 KiB.
 std::string bytes_text(uint64_t bytes);
 
+// "1 file", "2 files".
+std::string counted(int64_t count, std::string_view noun);
+
 // "<what>: <strerror>" with a code that fits errno (ENOSPC -> kNoSpace, ENOENT -> kNotFound, ENOMEM -> kOutOfMemory, else kIo).
 Error system_error(std::string_view what, int sys_errno);
 

@@ -15,13 +15,18 @@ using namespace amxt::capi;
 
 namespace {
 
-Result<train::EffectiveOptions> settle(const amxt_trainer_options& options, int64_t world_size) {
+// `notes` gets what the ds_config's reader has to say.
+Result<train::EffectiveOptions> settle(const amxt_trainer_options& options, int64_t world_size,
+                                       std::vector<std::string>* notes) {
   AMXT_ASSIGN(const train::TrainOptions given_options, train_options(options));
-  if (options.ds_config == nullptr) return train::resolve(given_options, nullptr, world_size);
+  if (options.ds_config == nullptr) {
+    return train::resolve(given_options, nullptr, world_size, notes);
+  }
   AMXT_ASSIGN(
       const train::DsConfig file,
       train::parse_ds_config(options.ds_config, text_or(options.ds_config_name, "ds_config")));
-  return train::resolve(given_options, &file, world_size);
+  for (const train::DsNote& note : file.notes) notes->push_back(note.text);
+  return train::resolve(given_options, &file, world_size, notes);
 }
 
 Status create(amxt_runtime* runtime, const amxt_model* model,
@@ -52,12 +57,13 @@ Status create(amxt_runtime* runtime, const amxt_model* model,
   }
   AMXT_ASSIGN(const std::optional<int64_t> memory,
               given_count(options.node_memory_bytes, 1, "amxt_plan_options.node_memory_bytes"));
-  AMXT_ASSIGN(const train::EffectiveOptions effective, settle(trainer, ranks));
+  std::vector<std::string> notes;
+  AMXT_ASSIGN(const train::EffectiveOptions effective, settle(trainer, ranks, &notes));
   const model::ModelConfig& config = model->directory->config();
   auto plan = std::make_unique<amxt_plan>();
   AMXT_ASSIGN(plan->plan, train::make_plan(config, effective, ranks, threads, memory));
   plan->parameters = model::parameter_count(config);
-  plan->json = train::plan_json(config, effective, plan->plan);
+  plan->json = train::plan_json(config, effective, plan->plan, notes);
   *out = plan.release();
   return {};
 }

@@ -274,9 +274,11 @@ Result<BoundRun> read_run(const amxt_trainer* trainer, const amxt_run_options* g
   AMXT_ASSIGN(const std::optional<int64_t> eval_steps,
               given_count(options.eval_steps, 1, "amxt_run_options.eval_steps"));
   run.options.epochs = given(options.epochs);
-  if (run.options.epochs && !(std::isfinite(*run.options.epochs) && *run.options.epochs > 0)) {
+  if (run.options.epochs &&
+      !(*run.options.epochs > 0 && *run.options.epochs <= train::kMostEpochs)) {
     return Error(Code::kInvalidArgument,
-                 fmt::format("amxt_run_options.epochs is {}, not above 0", *run.options.epochs));
+                 fmt::format("amxt_run_options.epochs is {}, not above 0 and at most 1000000",
+                             *run.options.epochs));
   }
   if (run.options.epochs && run.options.steps) {
     return Error(Code::kInvalidArgument, "amxt_run_options: steps and epochs are both set");

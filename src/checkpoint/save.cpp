@@ -280,10 +280,17 @@ int64_t checkpoint_bytes(const store::Layout& layout) {
 Status check_output(const std::string& output, int64_t bytes, comm::Group& group,
                     Deadline deadline) {
   const bool leads = group.rank() == 0;
-  auto begun = leads ? begin_check(output, bytes) : Result<std::string>(std::string());
-  AMXT_ASSIGN(const std::vector<std::string> all, agree(group, std::move(begun), deadline));
-  Status status = agree(group, check_nonce(output, all[0], group.rank()), deadline);
-  if (leads) (void)remove_tree(nonce_path(output, all[0]));
+  const std::vector<std::string> made =
+      leads ? missing_directories(output) : std::vector<std::string>();
+  const auto check = [&]() -> Status {
+    auto begun = leads ? begin_check(output, bytes) : Result<std::string>(std::string());
+    AMXT_ASSIGN(const std::vector<std::string> all, agree(group, std::move(begun), deadline));
+    Status status = agree(group, check_nonce(output, all[0], group.rank()), deadline);
+    if (leads) (void)remove_tree(nonce_path(output, all[0]));
+    return status;
+  };
+  Status status = check();
+  if (!status) remove_if_empty(made);
   return status;
 }
 

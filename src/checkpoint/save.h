@@ -24,7 +24,7 @@ inline constexpr const char* kLatestName = "latest";
 int64_t checkpoint_bytes(const store::Layout& layout);
 
 // Collective; at the start of a job. `output` is made with its parents when it is missing; that every rank can write there, sees the same
-// directory, and that it has room for `bytes` is found out now. What dead attempts left behind is removed.
+// directory, and that it has room for `bytes` is found out now. What dead attempts left behind is removed; after an error, what was made.
 // kMismatch, kNoSpace, kExists (not a directory), kIo.
 Status check_output(const std::string& output, int64_t bytes, comm::Group& group,
                     Deadline deadline);

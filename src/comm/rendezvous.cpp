@@ -30,6 +30,7 @@ constexpr int kFirstPauseMs = 5, kLongestPauseMs = 100;
 constexpr int64_t kHelloTimeoutNs = 5'000'000'000;
 constexpr int64_t kForeignGraceNs = 5'000'000'000;
 constexpr int64_t kLastWordsNs = 300'000'000;
+constexpr int64_t kLookNs = 2'000'000'000;  // at who has the port
 constexpr size_t kMaxUnidentified = 256;
 constexpr int64_t kMaxEntries = 4096;  // of earlier attempts too; the newest count
 
@@ -91,9 +92,9 @@ Error difference(const Identity& one, const Identity& other, const char* what,
       .with_rank(other.rank);
 }
 
-Error started_twice(const Identity& one, const Identity& other) {
+Error there_twice(const Identity& one, const Identity& other) {
   return Error(Code::kMismatch,
-               fmt::format("rank {} was started twice: pids {} and {}", one.rank,
+               fmt::format("rank {} is there twice: pids {} and {}", one.rank,
                            std::min(one.pid, other.pid), std::max(one.pid, other.pid)))
       .with_rank(one.rank);
 }
@@ -104,7 +105,7 @@ std::string build_of(const Identity& identity) {
 
 // What the processes of one job must agree on.
 Status compare(const Identity& self, const Identity& peer) {
-  if (peer.rank == self.rank) return started_twice(self, peer);
+  if (peer.rank == self.rank) return there_twice(self, peer);
   if (peer.world_size != self.world_size) {
     return difference(self, peer, "a world size of", std::to_string(self.world_size),
                       std::to_string(peer.world_size));
@@ -165,7 +166,9 @@ class Gatherer {
   Status join() {
     AMXT_ASSIGN(listener_, listen_abstract(socket_name(self_.nonce)));
     if (self_.rank == 0 && !launch_.agent_store) {
-      AMXT_ASSIGN(server_, TcpStoreServer::start(launch_.master_address, launch_.master_port));
+      auto server = TcpStoreServer::start(launch_.master_address, launch_.master_port);
+      if (!server) return who_has_the_port(std::move(server).error());
+      server_ = std::move(*server);
     }
     AMXT_ASSIGN(store_,
                 TcpStoreClient::connect(launch_.master_address, launch_.master_port, deadline_));
@@ -214,6 +217,26 @@ class Gatherer {
       AMXT_TRY(check_foreign());
     }
     return {};
+  }
+
+  // Mostly another program; or a second rank 0, which serves a store as this one would have and is told apart by meeting it there.
+  Error who_has_the_port(Error taken) {
+    if (taken.code() != Code::kExists) return taken;
+    const Deadline soon = deadline_.earlier(Deadline::after(kLookNs));
+    TcpStoreClient::Options options;
+    options.ping_timeout_ns = options.reply_timeout_ns = kLookNs;
+    auto store =
+        TcpStoreClient::connect(launch_.master_address, launch_.master_port, soon, options);
+    if (!store) return taken;
+    store_ = *std::move(store);
+    if (!publish()) return taken;
+    while (failure_.ok() && !soon.passed() && read_entries()) {
+      connect_to_entries();
+      if (failure_.ok() && !step(kFirstPauseMs)) break;
+    }
+    if (!failure_.ok()) return std::move(failure_).error();
+    store_.reset();  // a stranger's: no note is left there
+    return taken;
   }
 
   bool has_all() const {
@@ -366,7 +389,7 @@ class Gatherer {
     if (member.identity.rank >= 0) {
       // Kept, so that it hears the reason and not an end without one.
       strangers_.push_back({std::move(socket), std::nullopt, Deadline::never()});
-      return fail(started_twice(member.identity, identity));
+      return fail(there_twice(member.identity, identity));
     }
     member.process = process_descriptor(peer_credentials(socket.get()).pid);
     member.identity = identity;

@@ -69,8 +69,9 @@ class CutCorpus final : public Dataset {
                                                        length, int64_t{1} << 31));
     }
     if (corpus->tokens() == 0) {
-      return Error(Code::kFormat, fmt::format("{}: {} documents without a token",
-                                              quote(options.paths.front()), corpus->documents()));
+      return Error(Code::kFormat,
+                   fmt::format("{}: {} without a token", quote(options.paths.front()),
+                               counted(corpus->documents(), "document")));
     }
     return std::unique_ptr<Dataset>(
         std::make_unique<CutCorpus>(std::move(corpus), std::move(options)));

@@ -100,7 +100,7 @@ class TokenFileWriter {
   // A whole document.
   virtual Status add_document(std::span<const int32_t> tokens,
                               std::span<const uint8_t> weights) = 0;
-  // Puts the file under its name, synced. kInvalidState without a document, with one open, or when called twice.
+  // Puts the file under its name, synced. kInvalidState without a document or a token, with a document open, or when called twice.
   virtual Status finish() = 0;  // without it nothing is left at `path`
 
   virtual int64_t documents() const = 0;

@@ -439,14 +439,14 @@ Status check_layout(const File& file, int64_t data_begin, int64_t file_bytes,
     if (tensor.end > data_bytes) {
       return fail(
           Code::kCorrupt,
-          fmt::format(
-              "data_offsets [{}, {}] reach {} bytes beyond the end of the file at offset {}",
-              tensor.begin, tensor.end, tensor.end - data_bytes, file_bytes));
+          fmt::format("data_offsets [{}, {}] reach {} beyond the end of the file at offset {}",
+                      tensor.begin, tensor.end, counted(tensor.end - data_bytes, "byte"),
+                      file_bytes));
     }
     if (tensor.begin > expected) {
       return fail(Code::kFormat,
-                  fmt::format("begins at offset {}, a hole of {} bytes behind {}",
-                              data_begin + tensor.begin, tensor.begin - expected,
+                  fmt::format("begins at offset {}, a hole of {} behind {}",
+                              data_begin + tensor.begin, counted(tensor.begin - expected, "byte"),
                               previous ? "tensor " + quote(previous->name) : "the header"));
     }
     if (tensor.begin < expected) {

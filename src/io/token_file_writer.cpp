@@ -98,6 +98,7 @@ class Writer final : public TokenFileWriter {
     AMXT_TRY(writable());
     if (open_) return Error(Code::kInvalidState, fmt::format("{}: a document is open", name()));
     if (documents() == 0) return Error(Code::kInvalidState, fmt::format("{}: no document", name()));
+    if (count_ == 0) return Error(Code::kInvalidState, fmt::format("{}: no token", name()));
     finished_ = true;
     const std::string temporary = path_ + ".tmp";
     AMXT_TRY(remove_tree(temporary));

@@ -163,8 +163,15 @@ Result<TokenizeSummary> tokenize(const TokenizeOptions& options) {
   AMXT_ASSIGN(const std::unique_ptr<TokenFileWriter> writer,
               TokenFileWriter::create(options.out, writer_options));
   AMXT_ASSIGN(const TokenizeSummary summary, Tokenizer(options, *writer).run());
-  if (summary.documents == 0) {
-    return Error(Code::kFormat, fmt::format("{}: no document", quote(options.paths.front())));
+  if (summary.tokens == 0) {
+    const size_t others = options.paths.size() - 1;
+    return Error(
+        Code::kFormat,
+        fmt::format(
+            "{}{}: nothing to learn from: {} and no token", quote(options.paths.front()),
+            others == 0 ? std::string()
+                        : " and " + counted(static_cast<int64_t>(others), "other file"),
+            summary.documents == 0 ? "no document" : counted(summary.documents, "document")));
   }
   AMXT_TRY(writer->finish());
   return summary;

@@ -118,6 +118,7 @@ class Inspection {
   Result<std::string> run() {
     AMXT_TRY(open());
     json_ = {{"path", path_}, {"kind", kind_}, {"config", config_json()}};
+    json_["complete"] = complete_;
     AMXT_TRY(describe());
     json_["problems"] = problems_;
     json_["warnings"] = warnings_;
@@ -139,6 +140,7 @@ class Inspection {
       files_.push_back(std::move(file).value());
     } else {
       problems_.push_back(file.error().message());
+      complete_ = false;
     }
     return {};
   }
@@ -163,6 +165,7 @@ class Inspection {
         config_ ? tensor_specs(*config_) : std::vector<TensorSpec>{};
     Survey survey = survey_weights(directory, config_ ? &*config_ : nullptr, specs, index_name);
     files_ = std::move(survey.files);
+    complete_ = survey.complete;
     for (const Error& problem : survey.problems) problems_.push_back(problem.message());
     warnings_.insert(warnings_.end(), survey.warnings.begin(), survey.warnings.end());
     return {};
@@ -272,6 +275,7 @@ class Inspection {
   const InspectOptions options_;
   ScanProgress progress_;
   const char* kind_ = "";
+  bool complete_ = true;
   std::optional<ModelConfig> config_;
   std::vector<io::SafetensorsFile> files_;
   std::vector<std::string> problems_, warnings_;

@@ -31,7 +31,8 @@ class Surveyor {
 
   Survey run() {
     survey_.locations.resize(specs_.size());
-    if (!open_files()) return std::move(survey_);
+    survey_.complete = open_files();
+    if (survey_.files.empty()) return std::move(survey_);
     collect_tensors();
     if (index_) check_index();
     if (config_) {
@@ -62,7 +63,7 @@ class Surveyor {
     return index_ ? fmt::format("{}: {}", key_text(entry.name), file) : file;
   }
 
-  // False when nothing could be opened; a shard that can't be read is a problem, the others go on.
+  // False when something could not be opened; a shard that can't be read is a problem, the others go on.
   bool open_files() {
     index_path_ = join_path(directory_, index_name_.empty() ? io::kIndexFile : index_name_);
     const bool has_single =
@@ -93,14 +94,16 @@ class Surveyor {
     index_ = std::move(index).value();
     survey_.warnings.insert(survey_.warnings.end(), index_->warnings.begin(),
                             index_->warnings.end());
+    bool all = true;
     for (size_t i = 0; i < index_->files.size(); ++i) {
       file_of_shard_.push_back(static_cast<int>(survey_.files.size()));
       if (!add_file(io::SafetensorsFile::open_beneath(directory_, index_->files[i]),
                     key_text(index_->first_key(i)))) {
         file_of_shard_.back() = -1;
+        all = false;
       }
     }
-    return !survey_.files.empty();
+    return all;
   }
 
   bool add_file(Result<io::SafetensorsFile> file, const std::string& where) {
@@ -172,6 +175,35 @@ class Surveyor {
     return found != index_->weight_map.end() && file_of_shard_[found->second] < 0;
   }
 
+  // What of config.json makes a tensor part of the model.
+  std::string why_required(Role role) const {
+    const auto key = [](const char* name, const char* value) {
+      return fmt::format("config.json key '{}' is {}, which asks for it", name, value);
+    };
+    const std::string type = fmt::format("config.json key 'model_type' is {}, which asks for it",
+                                         quote(config_->model_type));
+    switch (role) {
+      case Role::kHead:
+        return key("tie_word_embeddings", "false or left out");
+      case Role::kQueryBias:
+      case Role::kKeyBias:
+      case Role::kValueBias:
+        // A family that reads the key has all four biases, Qwen2 always has these three.
+        return config_->output_bias ? key("attention_bias", "true") : type;
+      case Role::kOutputBias:
+        return key("attention_bias", "true");
+      case Role::kGateBias:
+      case Role::kUpBias:
+      case Role::kDownBias:
+        return key("mlp_bias", "true");
+      case Role::kQueryNorm:
+      case Role::kKeyNorm:
+        return type;
+      default:
+        return "config.json asks for " + counted(config_->layers, "layer");
+    }
+  }
+
   void check_specs() {
     for (size_t i = 0; i < specs_.size(); ++i) {
       const TensorSpec& spec = specs_[i];
@@ -179,9 +211,8 @@ class Surveyor {
       if (found == stored_.end()) {
         if (is_in_unread_shard(spec.name) || misplaced_.contains(spec.name)) continue;
         const std::string file = index_ ? quote(index_path_) : path_of(0);
-        problem(Code::kFormat,
-                fmt::format("{}: tensor {} is missing; config.json asks for {} layers", file,
-                            quote(spec.name), config_->layers));
+        problem(Code::kFormat, fmt::format("{}: tensor {} is missing; {}", file, quote(spec.name),
+                                           why_required(spec.role)));
         continue;
       }
       if (check_entry(spec, found->second)) survey_.locations[i] = found->second;
@@ -216,8 +247,8 @@ class Surveyor {
         check_tied_head(location);
         continue;
       }
-      problem(Code::kFormat, fmt::format("{} is not part of a {} model of {} layers",
-                                         place_of(location), config_->model_type, config_->layers));
+      problem(Code::kFormat, fmt::format("{} is not part of a {} model of {}", place_of(location),
+                                         config_->model_type, counted(config_->layers, "layer")));
     }
   }
 

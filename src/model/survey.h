@@ -15,6 +15,7 @@ struct Survey {
   std::vector<TensorLocation> locations;   // by spec; file -1 where the tensor has a problem
   std::vector<Error> problems;
   std::vector<std::string> warnings;
+  bool complete = true;  // every file that should be there could be read
 };
 
 // Reads the index (or finds the one model.safetensors) and all headers of `directory`, and compares them with `specs`. Without a

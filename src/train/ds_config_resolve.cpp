@@ -87,7 +87,7 @@ class Resolver {
     const std::optional<GradientType>& from_file = file_.gradient_type.value;
     if (!from_file) return;
     if (given_.gradient_type && *given_.gradient_type != *from_file) {
-      contradict("data_types.grad_accum_dtype", gradient_type_name(*from_file), "gradient_dtype",
+      contradict("data_types.grad_accum_dtype", gradient_type_name(*from_file), "--gradient-dtype",
                  gradient_type_name(*given_.gradient_type));
     }
     out_.gradient_type = *from_file;
@@ -99,7 +99,7 @@ class Resolver {
     double& rate = out_.schedule.learning_rate;
     rate = pick("optimizer.params.lr", file_.learning_rate, "--lr", given_.learning_rate, rate,
                 kDsLearningRate);
-    out_.epsilon = pick("optimizer.params.eps", file_.epsilon, "epsilon", given_.epsilon,
+    out_.epsilon = pick("optimizer.params.eps", file_.epsilon, "--epsilon", given_.epsilon,
                         out_.epsilon, out_.epsilon);
     out_.weight_decay = pick("optimizer.params.weight_decay", file_.weight_decay, "--weight-decay",
                              given_.weight_decay, out_.weight_decay, decay);
@@ -110,9 +110,9 @@ class Resolver {
       beta2.value = file_.betas.value->beta2;
     }
     out_.beta1 =
-        pick("optimizer.params.betas[0]", beta1, "beta1", given_.beta1, out_.beta1, out_.beta1);
+        pick("optimizer.params.betas[0]", beta1, "--beta1", given_.beta1, out_.beta1, out_.beta1);
     out_.beta2 =
-        pick("optimizer.params.betas[1]", beta2, "beta2", given_.beta2, out_.beta2, out_.beta2);
+        pick("optimizer.params.betas[1]", beta2, "--beta2", given_.beta2, out_.beta2, out_.beta2);
   }
 
   // transformers pairs these; the file then says how exactly.
@@ -147,6 +147,10 @@ class Resolver {
       top_rate(s);
     }
     horizon(s);
+    if (s.rate(0) == 0 && s.learning_rate > 0) {
+      note(fmt::format("{}: the first step has a learning rate of 0, as with DeepSpeed",
+                       schedule_name(s.kind)));
+    }
   }
 
   // WarmupLR and WarmupDecayLR have the rate themselves; the optimizer's is overruled.
@@ -165,7 +169,7 @@ class Resolver {
     if (!file_.total_steps.value) return;
     if (given_.total_steps && *given_.total_steps != *file_.total_steps.value) {
       contradict("scheduler.params.total_num_steps", fmt::format("{}", *file_.total_steps.value),
-                 "total_steps", fmt::format("{}", *given_.total_steps));
+                 "--steps", fmt::format("{}", *given_.total_steps));
     }
     s.total_steps = *file_.total_steps.value;
     out_.horizon_given = true;
@@ -244,6 +248,34 @@ class Resolver {
   std::vector<std::string> contradictions_;
 };
 
+// What of the file an effective option that is out of its range comes from.
+struct KeyOfOption {
+  std::string_view option, key;
+};
+constexpr KeyOfOption kKeys[] = {{"micro_batch", "train_micro_batch_size_per_gpu"},
+                                 {"accumulate", "gradient_accumulation_steps"},
+                                 {"warmup_steps", "scheduler.params.warmup_num_steps"},
+                                 {"total_steps", "scheduler.params.total_num_steps"},
+                                 {"log_steps", "steps_per_print"},
+                                 {"learning_rate", "the learning rate"},
+                                 {"beta1", "optimizer.params.betas[0]"},
+                                 {"beta2", "optimizer.params.betas[1]"},
+                                 {"epsilon", "optimizer.params.eps"},
+                                 {"weight_decay", "optimizer.params.weight_decay"},
+                                 {"clip", "gradient_clipping"},
+                                 {"gradient_dtype", "data_types.grad_accum_dtype"}};
+
+// A message of check_ranges() in the words of the file.
+Error in_file(const Error& error, const DsConfig& file) {
+  std::string message = error.message();
+  for (const KeyOfOption& each : kKeys) {
+    if (!message.starts_with(fmt::format("{} ", each.option))) continue;
+    message.replace(0, each.option.size(), each.key);
+    break;
+  }
+  return Error(error.code(), fmt::format("{}: {}", quote(file.file), message));
+}
+
 template <typename T>
 void take(const std::optional<T>& from, T& to) {
   if (from) to = *from;
@@ -297,7 +329,7 @@ Result<EffectiveOptions> resolve(const TrainOptions& given, const DsConfig* file
   if (file != nullptr) {
     AMXT_TRY(Resolver(given, *file, out, notes).run());
     if (Status status = check_ranges(out); !status) {
-      return std::move(status).error().in(quote(file->file));
+      return in_file(status.error(), *file);
     }
   }
   if (!out.horizon_given) out.schedule.total_steps = out.steps.value_or(0);

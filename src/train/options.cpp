@@ -16,6 +16,7 @@ namespace {
 // Products of sizes below this stay far from the end of int64.
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 constexpr int64_t kMostSamples = int64_t{1} << 31;
+constexpr int64_t kMostStepPositions = int64_t{1} << 40;
 constexpr int64_t kMostSteps = int64_t{1} << 53;
 
 template <typename E>
@@ -65,7 +66,8 @@ class Ranges {
  public:
   void whole(const char* name, int64_t value, int64_t least, int64_t most) {
     if (value >= least && value <= most) return;
-    fail(fmt::format("{} {}: must be from {} to {}", name, value, least, most));
+    fail(value < least ? fmt::format("{} {}: must be {} or more", name, value, least)
+                       : fmt::format("{} {}: must be at most {}", name, value, most));
   }
   void real(const char* name, double value, bool ok, const char* range) {
     if (std::isfinite(value) && ok) return;
@@ -128,7 +130,10 @@ Status check_ranges(const EffectiveOptions& o) {
   check.whole("warmup_steps", o.schedule.warmup_steps, 0, kMostSteps);
   check.whole("total_steps", o.schedule.total_steps, 0, kMostSteps);
   if (o.steps) check.whole("steps", *o.steps, 0, kMostSteps);
-  if (o.epochs) check.real("epochs", *o.epochs, *o.epochs > 0, "above 0");
+  if (o.epochs) {
+    check.real("epochs", *o.epochs, *o.epochs > 0 && *o.epochs <= kMostEpochs,
+               "above 0 and at most 1000000");
+  }
   check.whole("save_steps", o.save_steps, 0, kMostSteps);
   check.whole("keep", o.keep_checkpoints, 1, kMostSteps);
   check.whole("log_steps", o.log_steps, 1, kMostSteps);
@@ -149,14 +154,15 @@ Status check_ranges(const EffectiveOptions& o) {
         Code::kInvalidArgument,
         fmt::format("steps {} and epochs {}: only one of them may be given", *o.steps, *o.epochs));
   }
-  // The product of a step's positions must fit, too.
+  // The product of a step's positions must fit, too, and the bytes that a plan counts for each of them.
   int64_t positions = o.sequence_length;
   for (const int64_t factor : {o.micro_batch, o.accumulate, o.world_size}) {
-    if (__builtin_mul_overflow(positions, factor, &positions)) {
+    if (__builtin_mul_overflow(positions, factor, &positions) || positions > kMostStepPositions) {
       return Error(Code::kInvalidArgument,
-                   fmt::format("sequence_length {} x micro_batch {} x accumulate {} x {} ranks: "
-                               "more positions in a step than 64 bits count",
-                               o.sequence_length, o.micro_batch, o.accumulate, o.world_size));
+                   fmt::format("sequence_length {} x micro_batch {} x accumulate {} x {}: more "
+                               "positions in a step than {}",
+                               o.sequence_length, o.micro_batch, o.accumulate,
+                               counted(o.world_size, "rank"), kMostStepPositions));
     }
   }
   if (o.compute_type == ComputeType::kFloat32 && o.gradient_type == GradientType::kBFloat16) {

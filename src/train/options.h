@@ -102,6 +102,9 @@ const char* nonfinite_name(Nonfinite policy);        // "stop", "skip"
 const char* keep_name(Keep keep);                    // "auto", "inputs", "attention", "all"
 const char* mode_name(io::PackMode mode);            // "pack", "pad"
 
+// More epochs than anyone means; below it their samples are counted exactly enough.
+inline constexpr double kMostEpochs = 1e6;
+
 // Each error names the option, the value and what is allowed.
 Result<ComputeType> compute_type_from_name(std::string_view name);
 Result<GradientType> gradient_type_from_name(std::string_view name);
@@ -111,7 +114,7 @@ Result<Nonfinite> nonfinite_from_name(std::string_view name);
 Result<Keep> keep_from_name(std::string_view name);
 Result<io::PackMode> mode_from_name(std::string_view name);
 
-// kInvalidArgument naming the first option out of its range, with the range.
+// kInvalidArgument naming the first option out of its range, with the bound that it passes.
 Status check_ranges(const EffectiveOptions& options);
 
 // A JSON object with every option under the name that the C ABI gives it.

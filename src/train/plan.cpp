@@ -130,7 +130,7 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
   if (options.gradient_type == GradientType::kBFloat16 && waves > 1) {
     return Error(
         Code::kInvalidArgument,
-        fmt::format("gradients in bfloat16 need one wave; wave {} of {} micro-batches makes {}",
+        fmt::format("gradient_dtype bfloat16: needs one wave; wave {} of {} micro-batches makes {}",
                     options.wave, options.accumulate, waves));
   }
   const store::Layout layout(config, ranks);
@@ -155,18 +155,17 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
 Status fits(const MemoryPlan& plan) {
   const int64_t need = plan.peak_bytes_per_node();
   if (need <= plan.limit_bytes) return {};
-  return Error(
-      Code::kLimit,
-      fmt::format("the job needs {} ({} shared, {} in each of {} rank{}), more than the {} of {}",
-                  bytes_text(static_cast<uint64_t>(need)),
-                  bytes_text(static_cast<uint64_t>(plan.shared_bytes())),
-                  bytes_text(static_cast<uint64_t>(plan.private_bytes())), plan.ranks,
-                  plan.ranks == 1 ? "" : "s", plan.limit_name,
-                  bytes_text(static_cast<uint64_t>(plan.limit_bytes))));
+  return Error(Code::kLimit,
+               fmt::format("the job needs {} ({} shared, {} in each of {}), more than the {} of {}",
+                           bytes_text(static_cast<uint64_t>(need)),
+                           bytes_text(static_cast<uint64_t>(plan.shared_bytes())),
+                           bytes_text(static_cast<uint64_t>(plan.private_bytes())),
+                           counted(plan.ranks, "rank"), plan.limit_name,
+                           bytes_text(static_cast<uint64_t>(plan.limit_bytes))));
 }
 
 std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options,
-                      const MemoryPlan& plan) {
+                      const MemoryPlan& plan, const std::vector<std::string>& notes) {
   Json json;
   json["parameters"] = model::parameter_count(config);
   json["ranks"] = plan.ranks;
@@ -204,6 +203,7 @@ std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& 
   json["limit_bytes"] = plan.limit_bytes;
   json["limit"] = plan.limit_name;
   json["fits"] = plan.peak_bytes_per_node() <= plan.limit_bytes;
+  json["notes"] = notes;
   return json.dump();
 }
 

@@ -55,8 +55,8 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
 // kLimit with the numbers: "the job needs 96.3 GiB (2 ranks), the machine has 22.1 GiB available: ...".
 Status fits(const MemoryPlan& plan);
 
-// The plan as a JSON object, and as a table for people (one line per part).
+// The plan as a JSON object; `notes` are those of resolve() and of the ds_config.
 std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& options,
-                      const MemoryPlan& plan);
+                      const MemoryPlan& plan, const std::vector<std::string>& notes);
 
 }  // namespace amxt::train

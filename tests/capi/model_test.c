@@ -228,6 +228,19 @@ static void bad_plans_are_refused(void** state) {
   options.struct_size = 3;
   FAILS(AMXT_E_INVALID_ARGUMENT, "amxt_plan_options",
         amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
+  options.struct_size = sizeof(options);
+  options.nodes = 1;
+  trainer.ds_config =
+      "{\"bf16\": {\"enabled\": true}, \"zero_optimization\": {\"overlap_comm\": true}}";
+  trainer.ds_config_name = "ds.json";
+  OK(amxt_plan_create(f->runtime, f->model, &trainer, &options, &plan, &err));
+  OK(amxt_plan_json(plan, &json, &err));
+  HAS(json, "\"notes\":[\"'ds.json': ");
+  HAS(json, "overlap_comm");
+  amxt_string_destroy(json);
+  amxt_plan_destroy(plan);
+  plan = NULL;
+  json = NULL;
   trainer.ds_config = "{\"nonsense\": 1}";
   trainer.ds_config_name = "ds.json";
   FAILS(AMXT_E_FORMAT, "nonsense",

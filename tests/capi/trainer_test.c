@@ -459,7 +459,7 @@ static void bad_runs_are_refused_by_name(void** state) {
         amxt_trainer_run(f->trainer, f->dataset, &options, LONG, &err));
   options.steps = AMXT_UNSET_I64;
   options.epochs = -1;
-  FAILS(AMXT_E_INVALID_ARGUMENT, "epochs is -1",
+  FAILS(AMXT_E_INVALID_ARGUMENT, "epochs is -1, not above 0 and at most 1000000",
         amxt_trainer_run(f->trainer, f->dataset, &options, LONG, &err));
   options.epochs = 1;
   options.keep = 0;

@@ -8,9 +8,11 @@
 namespace amxt::test {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 class Command : public CommandTest {};
 
@@ -65,6 +67,64 @@ TEST_F(Command, RefusesWhatItDoesNotKnowWithTwo) {
     expect_error(refused, 2, {"(see --help)"});
     EXPECT_EQ(refused.out, "");
   }
+}
+
+TEST_F(Command, NamesACommandThatItDoesNotKnow) {
+  expect_error(amxtrain({"foo"}), 2,
+               {"unknown command 'foo'", "info, init, inspect", "launch, bench"});
+  expect_error(amxtrain({"foo", "--model", "m"}), 2, {"unknown command 'foo'"});
+  expect_error(amxtrain({"bench", "foo"}), 2, {"unknown command 'bench foo'", "bench peak"});
+}
+
+TEST_F(Command, SaysWhatAValueMustBeAsItWasTyped) {
+  const Arguments base = {"train", "--model", "m", "--data", "d", "--output", "o"};
+  const auto refuse = [&](const Arguments& options, const std::string& line) {
+    const Finished refused = amxtrain(base + options);
+    expect_error(refused, 2, {"amxtrain: error: " + line});
+    EXPECT_THAT(refused.err, Not(HasSubstr("9223372036854775807")));
+  };
+  refuse({"--lr", "nan"}, "--lr nan: must be 0 or more");
+  refuse({"--lr", "fast"}, "--lr fast: must be a number");
+  refuse({"--beta1", "2"}, "--beta1 2: must be 0 or more and below 1");
+  refuse({"--beta2", "nan"}, "--beta2 nan: must be 0 or more and below 1");
+  refuse({"--epsilon", "0"}, "--epsilon 0: must be above 0");
+  refuse({"--clip", "inf"}, "--clip inf: must be 0 or more");
+  refuse({"--weight-decay", "-1"}, "--weight-decay -1: must be 0 or more");
+  refuse({"--micro-batch", "0"}, "--micro-batch 0: must be 1 or more");
+  refuse({"--micro-batch", "4000000000000"},
+         "--micro-batch 4000000000000: must be at most 2147483648");
+  refuse({"--micro-batch", "99999999999999999999"},
+         "--micro-batch 99999999999999999999: must be at most 2147483648");
+  refuse({"--micro-batch", "1.5"}, "--micro-batch 1.5: must be a whole number");
+  refuse({"--seed", "99999999999999999999"}, "--seed 99999999999999999999: is too large");
+  refuse({"--epochs", "1e300"}, "--epochs 1e300: must be above 0 and at most 1000000");
+  refuse({"--epochs", "0"}, "--epochs 0: must be above 0");
+  refuse({"--steps", "0"}, "--steps 0: must be 1 or more");
+  refuse({"--schedule", "zigzag"}, "--schedule zigzag: not one of linear, cosine, constant");
+  refuse({"--memory-limit", "12Q"}, "--memory-limit 12Q: must be a size");
+  refuse({"--memory-limit", "0"}, "--memory-limit 0: must be a size of 1 byte or more");
+  refuse({"--separator", "-2"}, "--separator -2: must be -1 or more");
+}
+
+TEST_F(Command, SaysWhichOptionsDoNotGoTogether) {
+  const auto refuse = [&](const Arguments& options, const std::vector<std::string>& parts) {
+    expect_error(amxtrain(train(Arguments{"--no-save"} + options)), 2, parts);
+  };
+  refuse({"--gradient-dtype", "bfloat16", "--compute-dtype", "float32"},
+         {"--gradient-dtype bfloat16", "--compute-dtype float32"});
+  refuse({"--gradient-dtype", "bfloat16", "--wave", "2"},
+         {"--gradient-dtype bfloat16", "--wave 2 of 4"});
+  refuse({"--micro-batch", "2147483648", "--accumulate", "2147483648"},
+         {"--seq-len 16 x --micro-batch 2147483648 x --accumulate 2147483648 x 1 rank: more"});
+  refuse({"--resume", "latest"}, {"output"});
+}
+
+TEST_F(Command, NamesAPresetThatThereIsNot) {
+  expect_error(amxtrain({"init", "--preset", "nope", "--out", path("m")}), 2,
+               {"--preset nope", "tiny"});
+  expect_error(amxtrain({"bench", "step", "--preset", "nope"}), 2, {"--preset nope", "tiny"});
+  expect_error(amxtrain({"tokenize", "--out", path("t.bin"), "a.txt"}), 2,
+               {"--out " + path("t.bin"), ".safetensors"});
 }
 
 TEST_F(Command, RefusesValuesThatCannotBeWithTwo) {
@@ -148,7 +208,7 @@ TEST_F(Command, MakesTheSameModelOfTheSameSeedWhateverTheShards) {
 }
 
 TEST_F(Command, LeavesNothingBehindWhenAModelCannotBeWritten) {
-  expect_error(amxtrain({"init", "--preset", "gigantic", "--out", path("m")}), 1, {"gigantic"});
+  expect_error(amxtrain({"init", "--preset", "gigantic", "--out", path("m")}), 2, {"gigantic"});
   EXPECT_FALSE(fs::exists(path("m")));
   expect_error(amxtrain({"init", "--config", path("missing.json"), "--out", path("m")}), 1,
                {"missing.json"});
@@ -180,6 +240,31 @@ TEST_F(Command, InspectTellsProblems) {
   fs::resize_file(file, fs::file_size(file) - 1);
   const Finished cut = amxtrain({"inspect", file, "--json"});
   expect_error(cut, 1, {"model.safetensors"});
+  EXPECT_EQ(Json::parse(cut.out).at("complete"), false);
+}
+
+TEST_F(Command, InspectTellsNothingThatIsNotTrue) {
+  model();
+  const std::string file = path("model/model.safetensors");
+  fs::resize_file(file, fs::file_size(file) - 1);
+  for (const std::string& broken : {file, path("model")}) {
+    const Finished cut = amxtrain({"inspect", broken});
+    expect_error(cut, 1, {"model.safetensors", "1 byte beyond"});
+    EXPECT_EQ(cut.out, "") << "not that there are 0 tensors";
+  }
+  ASSERT_EQ(amxtrain({"init", "--config", path("model.json"), "--out", path("shards"),
+                      "--shard-size", "50KB"})
+                .code,
+            0);
+  for (const auto& entry : fs::directory_iterator(path("shards")))
+    if (has(entry.path().string(), "model-00002")) fs::remove(entry.path());
+  const Finished partly = amxtrain({"inspect", path("shards")});
+  expect_error(partly, 1, {"model-00002"});
+  EXPECT_THAT(partly.out, HasSubstr("of what can be read: "));
+  fs::remove(file);
+  const Finished alone = amxtrain({"inspect", path("model")});
+  EXPECT_EQ(alone.code, 0) << alone;
+  EXPECT_THAT(alone.out, AllOf(HasSubstr("no weights"), Not(HasSubstr("0 tensors"))));
 }
 
 TEST_F(Command, InspectScansForValuesThatAreNotFinite) {
@@ -212,6 +297,58 @@ TEST_F(Command, TokenizesTextAndPairs) {
   for (const Json& tensor : inspected.at("tensors"))
     tensors.insert(tensor.at("name").get<std::string>());
   EXPECT_THAT(tensors, ElementsAre("document_offsets", "loss_weight", "tokens"));
+}
+
+TEST_F(Command, CountsOneOfAThingWithoutAnS) {
+  write_text(path("a.txt"), "x");
+  const Finished one = amxtrain({"tokenize", "--out", path("t.safetensors"), path("a.txt")});
+  EXPECT_THAT(one.out, HasSubstr(": 1 document, 1 token, 0 of them masked"));
+  model();
+  EXPECT_THAT(amxtrain({"inspect", path("model")}).out, HasSubstr(" tensors in 1 file, "));
+  EXPECT_THAT(amxtrain({"plan", "--model", path("model")}).out,
+              HasSubstr(" on 1 rank, 1 wave a step"));
+  const Finished trained = run_process(Arguments{kCommand} + train_to("o", {"--steps", "1"}),
+                                       {{}, directory_.path(), {0}});
+  EXPECT_THAT(trained.err, HasSubstr("1 thread (1 CPU in the affinity mask, 1 local rank)"));
+  EXPECT_THAT(amxtrain({"verify", path("o")}).out, HasSubstr(" 1 file, "));
+}
+
+TEST_F(Command, GivesNoRateOfAnInstant) {
+  const Finished init = amxtrain({"init", "--preset", "tiny", "--out", path("m")});
+  EXPECT_THAT(init.err, HasSubstr("model.safetensors: 1.5"));
+  EXPECT_THAT(init.err, Not(HasSubstr("TiB/s")));
+  write_text(path("a.txt"), "x");
+  const Finished one = amxtrain({"tokenize", "--out", path("t.safetensors"), path("a.txt")});
+  EXPECT_TRUE(std::regex_search(one.err, std::regex(": 1 B( at [0-9]+ B/s)?\n"))) << one;
+}
+
+TEST_F(Command, TokenizeRefusesWhatHasNoToken) {
+  write_text(path("empty.txt"), "");
+  write_text(path("empty.jsonl"), "\n\n");
+  for (const char* name : {"empty.txt", "empty.jsonl"}) {
+    expect_error(amxtrain({"tokenize", "--out", path("t.safetensors"), path(name)}), 1,
+                 {name, "no token"});
+    EXPECT_FALSE(fs::exists(path("t.safetensors")));
+  }
+}
+
+TEST_F(Command, SaysWhichKeyAsksForATensorThatIsMissing) {
+  model();
+  Json config = small_config();
+  config["attention_bias"] = true;
+  write_text(path("model/config.json"), config.dump());
+  expect_error(amxtrain({"eval", "--model", path("model"), "--data", data()}), 1,
+               {"self_attn.q_proj.bias", "is missing", "'attention_bias' is true"});
+}
+
+TEST_F(Command, SaysThatAScheduleBeginsWithoutARate) {
+  write_text(path("ds.json"), R"({"bf16": {"enabled": true},
+      "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
+      "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}})");
+  const Finished trained = amxtrain(
+      train({"--ds-config", path("ds.json"), "--steps", "1", "--no-save", "--lr", "0.001"}));
+  EXPECT_EQ(trained.code, 0) << trained;
+  EXPECT_THAT(trained.err, HasSubstr("the first step has a learning rate of 0"));
 }
 
 TEST_F(Command, TokenizeNamesTheLineThatIsWrong) {

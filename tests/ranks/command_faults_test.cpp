@@ -87,7 +87,10 @@ TEST_F(CommandFaults, AFullDiskIsFoundBeforeTheFirstStep) {
   const Finished full = amxtrain(train({"--steps", "2", "--output", path("disk/o")}));
   expect_error(full, 1, {"disk/o"});
   expect_no_step(full);
-  EXPECT_FALSE(fs::exists(path("disk/o/latest")));
+  EXPECT_FALSE(fs::exists(path("disk/o"))) << "made for nothing";
+  fs::create_directory(path("disk/mine"));
+  expect_error(amxtrain(train({"--steps", "2", "--output", path("disk/mine")})), 1, {"disk/mine"});
+  EXPECT_TRUE(fs::exists(path("disk/mine"))) << "not ours to remove";
 }
 
 TEST_F(CommandFaults, ADiskThatFillsUpLaterLeavesTheLastCheckpointWhole) {
@@ -145,6 +148,15 @@ TEST_F(CommandFaults, AnOutputIsMadeWithItsParents) {
   EXPECT_TRUE(fs::exists(path("a/b/c/latest")));
 }
 
+TEST_F(CommandFaults, AnOutputThatCannotBeMadeSaysSo) {
+  expect_error(amxtrain(train({"--steps", "1", "--output", "/proc/o"})), 1,
+               {"'/proc/o': making the directory: "});
+  expect_error(amxtrain({"init", "--preset", "tiny", "--out", "/proc/o"}), 1,
+               {"'/proc/o", "making the directory: "});
+  expect_error(amxtrain({"tokenize", "--out", "/proc/o.safetensors", data_ + ".txt"}), 1,
+               {"'/proc/o", "making the file: "});
+}
+
 TEST_F(CommandFaults, AnOutputThatIsNoDirectoryIsFoundBeforeTheFirstStep) {
   write_text(path("file"), "mine");
   for (const std::string& output : {path("file"), path("file/o")}) {
@@ -192,9 +204,9 @@ TEST_F(CommandFaults, DataWithoutADocumentIsAnError) {
   refuse("missing.safetensors");
   write_text(path("empty.safetensors"), "");
   refuse("empty.safetensors");
-  const Finished tokenized =
-      amxtrain({"tokenize", "--out", path("none.safetensors"), path("empty.txt")});
-  if (tokenized.code == 0) refuse("none.safetensors");
+  expect_error(amxtrain({"tokenize", "--out", path("none.safetensors"), path("empty.txt")}), 1,
+               {"empty.txt", "no token"});
+  EXPECT_FALSE(fs::exists(path("none.safetensors")));
 }
 
 TEST_F(CommandFaults, MalformedDataNamesTheFile) {
@@ -230,9 +242,9 @@ TEST_F(CommandFaults, MalformedDataNamesTheFile) {
                                        std::string(16, '\xff')));
   refuse("negative.npy", {"-1"});
   write_text(path("ok.bin"), std::string(64, '\0'));
-  expect_error(amxtrain({"train", "--model", model_, "--seq-len", "16", "--output", path("o"),
-                         "--data", path("ok.bin"), "--separator", "300"}),
-               1, {"separator", "300", "256"});
+  expect_error(amxtrain({"train", "--model", model_, "--output", path("o"), "--data",
+                         path("ok.bin"), "--separator", "300"}),
+               2, {"--separator 300", "vocabulary of 256"});
   std::string cut = contents(data_);
   cut.resize(cut.size() - 5);
   write_text(path("cut.safetensors"), cut);

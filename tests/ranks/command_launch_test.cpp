@@ -185,7 +185,15 @@ TEST_F(CommandLaunch, ARankStartedTwiceIsNamed) {
       [](int rank, Variables& variables) {
         if (rank == 2) variables["RANK"] = variables["LOCAL_RANK"] = "1";
       });
-  for (const Finished& rank : finished) expect_error(rank, 1, {"rank 1 was started twice"});
+  for (const Finished& rank : finished) expect_error(rank, 1, {"rank 1 is there twice"});
+  EXPECT_FALSE(fs::exists(path("o")));
+}
+
+TEST_F(CommandLaunch, ASecondRankZeroIsNamed) {
+  const auto finished = ranks(
+      2, [&](int) { return train_to("o", {"--steps", "1"}); },
+      [](int, Variables& variables) { variables["RANK"] = variables["LOCAL_RANK"] = "0"; });
+  for (const Finished& rank : finished) expect_error(rank, 1, {"rank 0 is there twice"});
   EXPECT_FALSE(fs::exists(path("o")));
 }
 
@@ -233,8 +241,8 @@ TEST_F(CommandLaunch, OptionsThatDifferAreNamed) {
     for (const Finished& rank : finished) expect_error(rank, 1, {"rank 0", "rank 1", what});
     EXPECT_FALSE(fs::exists(path("o/latest")));
   };
-  differ({}, {"--weight-decay", "0.5"}, "weight_decay");
-  differ({"--micro-batch", "2"}, {}, "micro_batch");
+  differ({}, {"--weight-decay", "0.5"}, "--weight-decay");
+  differ({"--micro-batch", "2"}, {}, "--micro-batch");
   differ({"--compute-dtype", "float32"}, {}, "float32");
   differ({"--steps", "2"}, {"--steps", "3"}, "3");
   differ({"--steps", "2", "--save-steps", "1"}, {"--steps", "2"}, "checkpoints");

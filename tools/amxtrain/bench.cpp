@@ -37,7 +37,7 @@ int run_peak(const BenchOptions& options) {
     print_line(result.dump(2));
     return kSuccess;
   }
-  print_line(fmt::format("{} threads, {}", result.at("threads").dump(),
+  print_line(fmt::format("{}, {}", counted(result.at("threads").get<int64_t>(), "thread"),
                          result.at("isa").get<std::string>()));
   print_line(fmt::format("{} {:8.1f} GB/s", padded("memory, read", 44),
                          result.at("memory_read_gb_per_second").get<double>()));
@@ -165,9 +165,7 @@ int run_step(const BenchOptions& options) {
   if (!options.model) {
     folder.emplace();
     directory = folder->path() + "/model";
-    const std::string config = optional_text([&](char** out, amxt_error* error) {
-                                 return amxt_model_preset(options.preset.c_str(), out, error);
-                               }).value();
+    const std::string config = preset_config(options.preset);
     call([&](amxt_error* error) {
       return amxt_model_write_random(session.runtime(), config.c_str(), directory.c_str(), nullptr,
                                      AMXT_FOREVER, error);
@@ -199,9 +197,9 @@ Run add_bench(CLI::App& app) {
                    "Model directory (default: random weights of a preset)");
   step->add_option("--preset", options->preset, "tiny, 60m (default), 300m, 1b or 8b");
   step->add_option("--steps", options->steps, "Steps that are measured (default 5)")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
+      ->transform(whole(1, int64_t{1} << 30));
   step->add_option("--warmup", options->warmup, "Steps before that (default 2)")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30));
+      ->transform(whole(0, int64_t{1} << 30));
   add_size_options(*step, options->flags);
   return [options, peak] { return peak->parsed() ? run_peak(*options) : run_step(*options); };
 }

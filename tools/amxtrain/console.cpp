@@ -100,6 +100,10 @@ std::string count_text(int64_t count) {
   return text;
 }
 
+std::string counted(int64_t count, std::string_view noun) {
+  return fmt::format("{} {}{}", count_text(count), noun, count == 1 ? "" : "s");
+}
+
 std::string duration_text(double seconds) {
   if (!std::isfinite(seconds) || seconds < 0) return "?";
   const int64_t whole = std::llround(seconds);

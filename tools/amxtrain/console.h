@@ -18,9 +18,10 @@ void show_bar(std::string_view text);
 // "label  45% [#########-----------] suffix", cut to the terminal's width. total <= 0: without a bar.
 std::string bar_text(std::string_view label, double done, double total, std::string_view suffix);
 
-std::string bytes_text(double bytes);       // "1.5 GiB"
-std::string count_text(int64_t count);      // "1,234,567"
-std::string duration_text(double seconds);  // "1:02:03"
+std::string bytes_text(double bytes);                       // "1.5 GiB"
+std::string count_text(int64_t count);                      // "1,234,567"
+std::string counted(int64_t count, std::string_view noun);  // "1 file", "1,234 files"
+std::string duration_text(double seconds);                  // "1:02:03"
 // `text`, filled with spaces up to `width`.
 std::string padded(std::string_view text, size_t width);
 std::string padded_left(std::string_view text, size_t width);

@@ -55,9 +55,9 @@ void evaluate(const EvalOptions& options, const Session& session, amxt_group* gr
                     {"seconds", result.seconds}}
                    .dump(2));
   } else {
-    print_line(fmt::format("loss {:.6f}  perplexity {:.4f}  ({} tokens in {} samples, {:.1f} s)",
-                           result.loss, result.perplexity, count_text(result.tokens),
-                           count_text(result.samples), result.seconds));
+    print_line(fmt::format("loss {:.6f}  perplexity {:.4f}  ({} in {}, {:.1f} s)", result.loss,
+                           result.perplexity, counted(result.tokens, "token"),
+                           counted(result.samples, "sample"), result.seconds));
   }
   if (!std::isfinite(result.loss)) throw Failure("the loss is not finite");
 }

@@ -21,11 +21,8 @@ struct InitOptions {
 int run_init(const InitOptions& options) {
   take_signals();
   const Session session(options.common);
-  const std::string config = options.preset
-                                 ? optional_text([&](char** out, amxt_error* error) {
-                                     return amxt_model_preset(options.preset->c_str(), out, error);
-                                   }).value()
-                                 : read_file(*options.config);
+  const std::string config =
+      options.preset ? preset_config(*options.preset) : read_file(*options.config);
 
   ItemProgress progress;
   amxt_write_random_options write = AMXT_WRITE_RANDOM_OPTIONS_INIT;
@@ -50,10 +47,10 @@ int run_init(const InitOptions& options) {
     info["seconds"] = seconds;
     print_line(info.dump(2));
   } else {
-    print_line(fmt::format("{}: {} parameters in {} tensors, {} in {:.1f} s", options.out,
-                           count_text(info.at("parameters").get<int64_t>()),
-                           info.at("tensors").dump(), bytes_text(info.at("bytes").get<double>()),
-                           seconds));
+    print_line(fmt::format("{}: {} in {}, {} in {:.1f} s", options.out,
+                           counted(info.at("parameters").get<int64_t>(), "parameter"),
+                           counted(info.at("tensors").get<int64_t>(), "tensor"),
+                           bytes_text(info.at("bytes").get<double>()), seconds));
   }
   return kSuccess;
 }
@@ -69,10 +66,10 @@ Run add_init(CLI::App& app) {
   source->require_option(1);
   init->add_option("--out", options->out, "Directory to write")->required();
   init->add_option("--seed", options->seed, "Seed of the weights (default 42)")
-      ->check(CLI::Range(int64_t{0}, INT64_MAX));
+      ->transform(whole(0));
   init->add_option("--shard-size", options->shard_bytes,
                    "Most bytes of a file, such as 300MB (default 5GB)")
-      ->transform(CLI::AsSizeValue(true));
+      ->transform(size_in_bytes());
   init->add_flag("--json", options->as_json, "Print JSON");
   add_common_options(*init, options->common);
   return [options] { return run_init(*options); };

@@ -17,7 +17,16 @@ struct InspectOptions {
   bool as_json = false;
 };
 
+// Of a damaged file or directory only what could be read is told, and said to be that.
 void print_inspection(const Json& result, bool scan) {
+  const bool complete = result.at("complete").get<bool>();
+  const auto name = result.at("path").get<std::string>();
+  if (result.at("files").empty()) {
+    if (!complete || result.at("config").is_null()) return;
+    return print_line(
+        fmt::format("{}: no weights; config.json makes it {}", name,
+                    counted(result.at("config").at("parameters").get<int64_t>(), "parameter")));
+  }
   for (const Json& tensor : result.at("tensors")) {
     std::string line = fmt::format("{} {} {} {}", padded(tensor.at("name").get<std::string>(), 48),
                                    padded(tensor.at("dtype").get<std::string>(), 5),
@@ -28,10 +37,10 @@ void print_inspection(const Json& result, bool scan) {
     }
     print_line(line);
   }
-  print_line(fmt::format("{}: {} tensors in {} files, {} parameters, {}",
-                         result.at("path").get<std::string>(), result.at("tensors").size(),
-                         result.at("files").size(),
-                         count_text(result.at("parameters").get<int64_t>()),
+  const auto size = [&](const char* key) { return static_cast<int64_t>(result.at(key).size()); };
+  print_line(fmt::format("{}: {}{} in {}, {}, {}", name, complete ? "" : "of what can be read: ",
+                         counted(size("tensors"), "tensor"), counted(size("files"), "file"),
+                         counted(result.at("parameters").get<int64_t>(), "parameter"),
                          bytes_text(result.at("bytes").get<double>())));
 }
 

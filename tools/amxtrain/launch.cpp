@@ -22,7 +22,7 @@
 #include <tuple>
 
 #include "commands.h"
-#include "session.h"
+#include "options.h"
 
 extern char** environ;
 
@@ -227,8 +227,8 @@ class Launch {
     const std::vector<int> cpus = cpus_in_order();
     const bool pinned = !options_.unpinned && cpus.size() >= static_cast<size_t>(options_.ranks);
     if (!pinned && !options_.unpinned) {
-      error_line(fmt::format("amxtrain: {} ranks on {} processors: not pinned", options_.ranks,
-                             cpus.size()));
+      error_line(fmt::format("amxtrain: {} on {}: not pinned", counted(options_.ranks, "rank"),
+                             counted(static_cast<int64_t>(cpus.size()), "processor")));
     }
     for (int rank = 0; rank < options_.ranks; ++rank) {
       const cpu_set_t mask = share_of(cpus, rank, options_.ranks);
@@ -340,10 +340,10 @@ Run add_launch(CLI::App& app) {
   auto options = std::make_shared<LaunchOptions>();
   launch->add_option("--nproc-per-node,--nproc_per_node", options->ranks, "Processes to start")
       ->required()
-      ->check(CLI::Range(1, 4096));
+      ->transform(whole(1, 4096));
   launch->add_option("--nnodes", options->nodes, "Machines; 1 is all there is");
   launch->add_option("--port", options->port, "Port of the rendezvous (default: a free one)")
-      ->check(CLI::Range(1, 65535));
+      ->transform(whole(1, 65535));
   launch->add_flag("--no-pin", options->unpinned, "Leave processes on all processors");
   launch->add_option("command", options->command, "What to start, behind --")->required();
   launch->positionals_at_end();

@@ -5,9 +5,11 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -43,6 +45,40 @@ int usage_error(const std::string& message) {
   return kUsage;
 }
 
+// The first word that should be a command and is none, as an error; CLI11 only says that one is missing.
+std::optional<std::string> unknown_command(const CLI::App& app,
+                                           const std::vector<std::string>& words) {
+  const CLI::App* at = &app;
+  std::string path;
+  const auto listed = [&](const std::vector<const CLI::App*>& commands) {
+    std::vector<std::string> names;
+    for (const CLI::App* command : commands) names.push_back(path + command->get_name());
+    return fmt::format("{}", fmt::join(names, ", "));
+  };
+  for (const std::string& word : words) {
+    const std::vector<const CLI::App*> commands = at->get_subcommands([](const CLI::App* command) {
+      return !command->get_name().empty();  // an option group has none
+    });
+    if (commands.empty() || word.starts_with('-')) return {};
+    const auto found = std::find_if(commands.begin(), commands.end(), [&](const CLI::App* command) {
+      return command->get_name() == word;
+    });
+    if (found == commands.end()) {
+      return fmt::format("unknown command {}; the commands are {}", in_quotes(path + word),
+                         listed(commands));
+    }
+    at = *found;
+    path += word + ' ';
+  }
+  return {};
+}
+
+// "--lr: nan: must be 0 or more" becomes "--lr nan: must be 0 or more", as it was typed.
+std::string as_typed(std::string message) {
+  if (const size_t colon = message.find(": "); colon != std::string::npos) message.erase(colon, 1);
+  return message;
+}
+
 int run(int argc, char** argv) {
   CLI::App app("Trains Llama-family language models on CPUs.", "amxtrain");
   app.set_version_flag("--version", fmt::format("amxtrain {}", amxt_version_string()));
@@ -59,7 +95,12 @@ int run(int argc, char** argv) {
   }
 
   try {
+    if (const auto unknown = unknown_command(app, {argv + 1, argv + argc})) {
+      return usage_error(*unknown);
+    }
     app.parse(argc, argv);
+  } catch (const CLI::ValidationError& error) {
+    return usage_error(as_typed(error.what()));
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
     return usage_error(error.what());

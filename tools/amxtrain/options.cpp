@@ -3,6 +3,10 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
 
 namespace command {
 
@@ -41,27 +45,95 @@ const char* stage_name(int32_t stage) {
   }
 }
 
+constexpr double kShortestRateSeconds = 0.01;
+
+std::string joined(const std::vector<std::string>& names) {
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
 }  // namespace
+
+CLI::Validator whole(int64_t least, int64_t most) {
+  return CLI::Validator(
+      [least, most](std::string& text) -> std::string {
+        int64_t value = 0;
+        const char* const end = text.data() + text.size();
+        const auto [stop, failure] = std::from_chars(text.data(), end, value);
+        const bool too_long = failure == std::errc::result_out_of_range;
+        if ((failure != std::errc() && !too_long) || stop != end) {
+          return text + ": must be a whole number";
+        }
+        if (too_long) value = text.starts_with('-') ? INT64_MIN : INT64_MAX;
+        if (value < least) return fmt::format("{}: must be {} or more", text, least);
+        if (value > most) return fmt::format("{}: must be at most {}", text, most);
+        if (too_long) return text + ": is too large";
+        text = std::to_string(value);
+        return {};
+      },
+      "");
+}
+
+CLI::Validator real(const char* range, bool (*allowed)(double)) {
+  return CLI::Validator(
+      [range, allowed](std::string& text) -> std::string {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        if (text.empty() || *end != '\0') return text + ": must be a number";
+        if (!std::isfinite(value) || !allowed(value)) {
+          return fmt::format("{}: must be {}", text, range);
+        }
+        return {};
+      },
+      "");
+}
+
+CLI::Validator not_negative() {
+  return real("0 or more", [](double value) { return value >= 0; });
+}
+
+CLI::Validator one_of(std::vector<std::string> names) {
+  std::string description = "{" + joined(names) + "}";
+  return CLI::Validator(
+      [names = std::move(names)](std::string& text) -> std::string {
+        if (std::find(names.begin(), names.end(), text) != names.end()) return {};
+        return fmt::format("{}: not one of {}", text, joined(names));
+      },
+      std::move(description));
+}
+
+CLI::Validator size_in_bytes() {
+  return CLI::Validator(
+      [](std::string& text) -> std::string {
+        const std::string given = text;
+        try {
+          const std::string refused = CLI::AsSizeValue(true)(text);
+          if (refused.empty() && whole(1)(text).empty()) return {};
+        } catch (const CLI::ValidationError&) {
+        }
+        return given + ": must be a size of 1 byte or more, such as 12GiB";
+      },
+      "SIZE");
+}
 
 void add_common_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--threads", options.threads,
                  "Threads of each process (default: from the machine)")
-      ->check(CLI::Range(1, 1024));
+      ->transform(whole(1, 1024));
   app.add_option("--log", options.log_level, "Level of the log (default: AMXTRAIN_LOG, else info)")
-      ->check(CLI::IsMember({"error", "warning", "info", "debug", "off"}));
+      ->transform(one_of({"error", "warning", "info", "debug", "off"}));
 }
 
 void add_data_options(CLI::App& app, DataOptions& options) {
   app.add_option("--data", options.paths, "Token files: .safetensors, .npy or .bin")->required();
   app.add_option("--mode", options.mode,
                  "pack: documents back to back (default); pad: one document a sample")
-      ->check(CLI::IsMember({"pack", "pad"}));
+      ->transform(one_of({"pack", "pad"}));
   app.add_option("--separator", options.separator,
                  "Token that ends a document in .npy and .bin streams, -1 for none (default: the "
                  "model's end of text)")
-      ->check(CLI::Range(int64_t{-1}, int64_t{INT32_MAX}));
+      ->transform(whole(-1, INT32_MAX));
   app.add_option("--bin-dtype", options.bin_dtype, "Type of .bin tokens (default: by vocabulary)")
-      ->check(CLI::IsMember({"uint16", "uint32"}));
+      ->transform(one_of({"uint16", "uint32"}));
 }
 
 Dataset open_dataset(const Session& session, amxt_model* model, const DataOptions& options,
@@ -86,57 +158,60 @@ Dataset open_dataset(const Session& session, amxt_model* model, const DataOption
 }
 
 void add_size_options(CLI::App& app, TrainerFlags& flags) {
-  const CLI::Range positive(int64_t{1}, INT64_MAX);
+  // As the library has them.
+  const CLI::Validator count = whole(1, int64_t{1} << 31);
   app.add_option("--ds-config", flags.ds_config, "A DeepSpeed configuration file");
   app.add_option("--seq-len", flags.sequence_length, "Positions of a sample (default 512)")
-      ->check(positive);
+      ->transform(count);
   app.add_option("--micro-batch", flags.micro_batch, "Samples of a micro-batch (default 1)")
-      ->check(positive);
+      ->transform(count);
   app.add_option("--accumulate", flags.accumulate, "Micro-batches of a step (default 4)")
-      ->check(positive);
+      ->transform(count);
   app.add_option("--wave", flags.wave,
                  "Micro-batches that pass a layer together (default: planned)")
-      ->check(positive);
+      ->transform(count);
   app.add_option("--compute-dtype", flags.compute_dtype, "bfloat16 (default) or float32")
-      ->check(CLI::IsMember({"bfloat16", "float32"}));
+      ->transform(one_of({"bfloat16", "float32"}));
   app.add_option("--gradient-dtype", flags.gradient_dtype, "bfloat16 or float32 (default: planned)")
-      ->check(CLI::IsMember({"bfloat16", "float32"}));
+      ->transform(one_of({"bfloat16", "float32"}));
   app.add_option("--keep-forward", flags.keep_forward,
                  "What forward keeps for backward: auto (default), inputs, attention, all")
-      ->check(CLI::IsMember({"auto", "inputs", "attention", "all"}));
+      ->transform(one_of({"auto", "inputs", "attention", "all"}));
   app.add_option("--memory-limit", flags.memory_limit,
                  "Memory of this machine to use, such as 12GiB (default: what there is)")
-      ->transform(CLI::AsSizeValue(true));
+      ->transform(size_in_bytes());
 }
 
 void add_recipe_options(CLI::App& app, TrainerFlags& flags) {
-  const CLI::Range not_negative(int64_t{0}, INT64_MAX);
+  const CLI::Validator beta =
+      real("0 or more and below 1", [](double value) { return value >= 0 && value < 1; });
   app.add_option("--lr", flags.learning_rate, "Learning rate (default 2e-5)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(not_negative());
   app.add_option("--warmup-steps", flags.warmup_steps, "Steps of warm-up (default 0)")
-      ->check(not_negative);
+      ->transform(whole(0, kMostSteps));
   app.add_option("--schedule", flags.schedule, "linear (default), cosine or constant")
-      ->check(CLI::IsMember({"linear", "cosine", "constant"}));
+      ->transform(one_of({"linear", "cosine", "constant"}));
   app.add_option("--weight-decay", flags.weight_decay, "Weight decay (default 0.01)")
-      ->check(CLI::NonNegativeNumber);
+      ->transform(not_negative());
   app.add_option("--decay", flags.decay, "What decays: all (default) or matrices")
-      ->check(CLI::IsMember({"all", "matrices"}));
+      ->transform(one_of({"all", "matrices"}));
   app.add_option("--clip", flags.clip,
                  "Largest norm of the gradient, 0 for no clipping (default 1.0)")
-      ->check(CLI::NonNegativeNumber);
-  app.add_option("--beta1", flags.beta1, "AdamW's first beta (default 0.9)");
-  app.add_option("--beta2", flags.beta2, "AdamW's second beta (default 0.999)");
-  app.add_option("--epsilon", flags.epsilon, "AdamW's epsilon (default 1e-8)");
+      ->transform(not_negative());
+  app.add_option("--beta1", flags.beta1, "AdamW's first beta (default 0.9)")->transform(beta);
+  app.add_option("--beta2", flags.beta2, "AdamW's second beta (default 0.999)")->transform(beta);
+  app.add_option("--epsilon", flags.epsilon, "AdamW's epsilon (default 1e-8)")
+      ->transform(real("above 0", [](double value) { return value > 0; }));
   app.add_option("--loss-average", flags.loss_average,
                  "tokens (default): mean over all; micro_batch: mean of means")
-      ->check(CLI::IsMember({"tokens", "micro_batch"}));
+      ->transform(one_of({"tokens", "micro_batch"}));
   app.add_option("--nonfinite", flags.nonfinite,
                  "A value that is not finite: stop (default) or skip")
-      ->check(CLI::IsMember({"stop", "skip"}));
+      ->transform(one_of({"stop", "skip"}));
   app.add_option("--seed", flags.seed, "Seed of the order of samples (default 42)")
-      ->check(not_negative);
+      ->transform(whole(0));
   app.add_option("--log-steps", flags.log_steps, "Steps between lines (default 1)")
-      ->check(CLI::Range(int64_t{1}, INT64_MAX));
+      ->transform(whole(1, kMostSteps));
 }
 
 amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_config_text) {
@@ -172,6 +247,19 @@ amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_
   return options;
 }
 
+std::string preset_config(const std::string& name) {
+  char* raw = nullptr;
+  amxt_error error = AMXT_ERROR_INIT;
+  const amxt_status status = amxt_model_preset(name.c_str(), &raw, &error);
+  if (status == AMXT_E_NOT_FOUND) {
+    throw Failure(fmt::format("--preset {}: {}", name, error.message), kUsage);
+  }
+  if (status != AMXT_OK) throw Failure(error);
+  const std::string text = raw;
+  amxt_string_destroy(raw);
+  return text;
+}
+
 int32_t ItemProgress::callback(const amxt_progress* progress, void* user_data) {
   static_cast<ItemProgress*>(user_data)->update(*progress);
   return 0;
@@ -188,14 +276,16 @@ void ItemProgress::update(const amxt_progress& progress) {
   const std::string label = fmt::format("{} {}/{} {}", stage_name(stage_), item_ + 1,
                                         progress.item_count, progress.item_name);
   const auto done = static_cast<double>(progress.item_done_bytes);
-  const double seconds = std::max(now() - begin_, 1e-9);
-  const std::string rate = bytes_text(done / seconds) + "/s";
+  const double seconds = now() - begin_;
+  // Of a shorter time a rate says nothing.
+  const std::string rate =
+      seconds >= kShortestRateSeconds ? bytes_text(done / seconds) + "/s" : std::string();
   const bool complete =
       progress.item_total_bytes > 0 && progress.item_done_bytes >= progress.item_total_bytes;
   if (complete && !ended_) {
     ended_ = true;
     show_bar("");
-    error_line(fmt::format("{}: {} at {}", label, bytes_text(done), rate));
+    error_line(fmt::format("{}: {}{}", label, bytes_text(done), rate.empty() ? "" : " at " + rate));
   } else if (!complete && has_bar() && throttle_.due()) {
     show_bar(bar_text(label, done, static_cast<double>(progress.item_total_bytes),
                       fmt::format("{} {}", bytes_text(done), rate)));

@@ -9,9 +9,19 @@
 
 namespace CLI {
 class App;
-}
+class Validator;
+}  // namespace CLI
 
 namespace command {
+
+// What an option's value may be. They go to transform(), and each says what it wants of "OPTION VALUE".
+inline constexpr int64_t kMostSteps = int64_t{1} << 53;
+CLI::Validator whole(int64_t least, int64_t most = INT64_MAX);
+CLI::Validator real(const char* range, bool (*allowed)(double));
+CLI::Validator not_negative();
+CLI::Validator one_of(std::vector<std::string> names);
+// Bytes, 1 or more, such as 12GiB.
+CLI::Validator size_in_bytes();
 
 void add_common_options(CLI::App& app, CommonOptions& options);
 
@@ -43,6 +53,9 @@ void add_size_options(CLI::App& app, TrainerFlags& flags);
 void add_recipe_options(CLI::App& app, TrainerFlags& flags);
 // The pointers in it are borrowed from `flags` and `ds_config_text`.
 amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_config_text);
+
+// The configuration of a preset, by the value of --preset.
+std::string preset_config(const std::string& name);
 
 // Shows the progress of loading, saving and the like: a bar for each item on a terminal, a line at each
 // item's end otherwise; nothing when quiet.

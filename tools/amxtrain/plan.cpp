@@ -37,9 +37,11 @@ int run_plan(const PlanOptions& options) {
   if (options.as_json) {
     print_line(result.dump(2));
   } else {
-    print_line(fmt::format("{}: {} parameters on {} ranks, {} waves a step", options.model,
-                           count_text(result.at("parameters").get<int64_t>()), options.ranks,
-                           result.at("waves").dump()));
+    print_line(fmt::format("{}: {} on {}, {} a step", options.model,
+                           counted(result.at("parameters").get<int64_t>(), "parameter"),
+                           counted(options.ranks, "rank"),
+                           counted(result.at("waves").get<int64_t>(), "wave")));
+    for (const Json& note : result.at("notes")) print_line("  " + note.get<std::string>());
     print_plan(result);
   }
   call([&](amxt_error* error) { return amxt_plan_fits(plan.get(), error); });
@@ -53,7 +55,7 @@ Run add_plan(CLI::App& app) {
   auto options = std::make_shared<PlanOptions>();
   plan->add_option("--model", options->model, "Model directory; config.json is enough")->required();
   plan->add_option("--ranks", options->ranks, "Processes on this machine (default 1)")
-      ->check(CLI::Range(1, 1 << 16));
+      ->transform(whole(1, 1 << 16));
   add_size_options(*plan, options->flags);
   plan->add_flag("--json", options->as_json, "Print JSON");
   add_common_options(*plan, options->common);

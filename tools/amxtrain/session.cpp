@@ -55,6 +55,67 @@ class Current {
   amxt_runtime* before_;
 };
 
+struct OptionOfField {
+  std::string_view field, option;
+};
+// Names of two words mean nothing else, wherever they stand.
+constexpr OptionOfField kLongFields[] = {{"sequence_length", "--seq-len"},
+                                         {"micro_batch", "--micro-batch"},
+                                         {"compute_dtype", "--compute-dtype"},
+                                         {"gradient_dtype", "--gradient-dtype"},
+                                         {"learning_rate", "--lr"},
+                                         {"warmup_steps", "--warmup-steps"},
+                                         {"weight_decay", "--weight-decay"},
+                                         {"log_steps", "--log-steps"},
+                                         {"save_steps", "--save-steps"},
+                                         {"eval_steps", "--eval-steps"},
+                                         {"total_steps", "--steps"},
+                                         {"loss_average", "--loss-average"},
+                                         {"bin_dtype", "--bin-dtype"},
+                                         {"memory_limit_bytes", "--memory-limit"},
+                                         {"node_memory_bytes", "--memory-limit"}};
+// Others are words of the language: only where a value or a colon follows.
+constexpr OptionOfField kShortFields[] = {{"accumulate", "--accumulate"},
+                                          {"wave", "--wave"},
+                                          {"keep", "--keep-forward"},
+                                          {"decay", "--decay"},
+                                          {"schedule", "--schedule"},
+                                          {"nonfinite", "--nonfinite"},
+                                          {"beta1", "--beta1"},
+                                          {"beta2", "--beta2"},
+                                          {"epsilon", "--epsilon"},
+                                          {"clip", "--clip"},
+                                          {"seed", "--seed"},
+                                          {"steps", "--steps"},
+                                          {"epochs", "--epochs"},
+                                          {"mode", "--mode"},
+                                          {"separator", "--separator"}};
+
+bool is_word(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+         c == '-' || c == '.';
+}
+
+// The option that a word of a message stands for, or the word.
+std::string_view option_of(std::string_view word, std::string_view before, std::string_view after) {
+  const size_t dot = word.starts_with("amxt_") ? word.find('.') : std::string_view::npos;
+  const bool of_struct = dot != std::string_view::npos;
+  const std::string_view field = of_struct ? word.substr(dot + 1) : word;
+  for (const OptionOfField& each : kLongFields) {
+    if (each.field == field) return each.option;
+  }
+  const bool begins = of_struct || before.empty() || before.ends_with(": ") ||
+                      before.ends_with("; ") || before.ends_with(" x ") || before.ends_with(" on ");
+  const bool has_value = of_struct || after.starts_with(":") ||
+                         (after.size() > 1 && after[0] == ' ' &&
+                          (after[1] == '-' || (after[1] >= '0' && after[1] <= '9')));
+  if (!begins || !has_value) return word;
+  for (const OptionOfField& each : kShortFields) {
+    if (each.field == field) return each.option;
+  }
+  return word;
+}
+
 void cancel_calls() {
   std::lock_guard lock(current_mutex);
   if (current != nullptr) amxt_runtime_cancel(current, nullptr);
@@ -97,9 +158,13 @@ Session::Session(const CommonOptions& options) {
   runtime_options.threads = options.threads.value_or(AMXT_UNSET_I32);
   if (options.log_level) runtime_options.log_level = level_from_name(*options.log_level);
   runtime_options.log = on_log;
-  runtime_ = make<Runtime>([&](amxt_runtime** out, amxt_error* error) {
-    return amxt_runtime_create(&runtime_options, out, error);
-  });
+  try {
+    runtime_ = make<Runtime>([&](amxt_runtime** out, amxt_error* error) {
+      return amxt_runtime_create(&runtime_options, out, error);
+    });
+  } catch (const Failure& failure) {
+    throw failure.not_of_usage();  // options were checked: it is AMXTRAIN_LOG
+  }
   std::lock_guard lock(current_mutex);
   current = runtime_.get();
 }
@@ -112,9 +177,43 @@ Session::~Session() {
 Group join_group(const Session& session) {
   // Waiting for the other ranks, which may take minutes: there is nothing to lose yet.
   const Current nothing(nullptr);
-  return make<Group>([&](amxt_group** out, amxt_error* error) {
-    return amxt_group_create_from_env(session.runtime(), nullptr, out, error);
-  });
+  try {
+    return make<Group>([&](amxt_group** out, amxt_error* error) {
+      return amxt_group_create_from_env(session.runtime(), nullptr, out, error);
+    });
+  } catch (const Failure& failure) {
+    throw failure.not_of_usage();  // the environment is the launcher's
+  }
+}
+
+Failure::Failure(const amxt_error& error)
+    : std::runtime_error(in_options(error.message)), exit_code_(kFailure), status_(error.code) {
+  const bool of_environment =
+      std::string_view(error.message).find("AMXTRAIN_") != std::string::npos;
+  if (error.code == AMXT_E_INVALID_ARGUMENT && !of_environment) exit_code_ = kUsage;
+}
+
+std::string in_options(std::string_view message) {
+  std::string text;
+  for (size_t at = 0; at < message.size();) {
+    // A name of the user's stays as it is; "model's" is none.
+    if (message[at] == '\'' && (at == 0 || !is_word(message[at - 1]))) {
+      const size_t end = message.find('\'', at + 1);
+      const size_t length = end == std::string_view::npos ? message.size() - at : end + 1 - at;
+      text += message.substr(at, length);
+      at += length;
+      continue;
+    }
+    size_t end = at;
+    while (end < message.size() && is_word(message[end])) ++end;
+    if (end == at) {
+      text += message[at++];
+      continue;
+    }
+    text += option_of(message.substr(at, end - at), message.substr(0, at), message.substr(end));
+    at = end;
+  }
+  return text;
 }
 
 std::string read_file(const std::string& path) {

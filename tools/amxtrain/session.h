@@ -25,13 +25,25 @@ class Failure : public std::runtime_error {
  public:
   explicit Failure(const std::string& message, int exit_code = kFailure)
       : std::runtime_error(message), exit_code_(exit_code) {}
-  explicit Failure(const amxt_error& error)
-      : std::runtime_error(error.message), exit_code_(kFailure), status_(error.code) {}
+  // What an option caused is an error of usage, and names the option as it is typed.
+  explicit Failure(const amxt_error& error);
 
   // A signal came between two calls of the library.
   static Failure interrupted() {
     Failure failure("interrupted");
     failure.status_ = AMXT_E_CANCELLED;
+    return failure;
+  }
+
+  // The same, but for no fault of an option's; with more to say behind it.
+  Failure not_of_usage() const {
+    Failure failure = *this;
+    failure.exit_code_ = kFailure;
+    return failure;
+  }
+  Failure with(const std::string& more) const {
+    Failure failure(what() + more, exit_code_);
+    failure.status_ = status_;
     return failure;
   }
 
@@ -118,6 +130,10 @@ void take_signals();
 int signal_taken();
 
 std::string read_file(const std::string& path);
+
+// A message of the library with its fields' names replaced by the options: "micro_batch 0" becomes
+// "--micro-batch 0".
+std::string in_options(std::string_view message);
 
 // The name in single quotes, control bytes escaped, cut at 128 bytes.
 std::string in_quotes(std::string_view name);

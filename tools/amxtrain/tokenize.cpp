@@ -37,9 +37,10 @@ int run_tokenize(const TokenizeOptions& options) {
     print_line(result.dump(2));
     return kSuccess;
   }
-  auto count = [&](const char* key) { return count_text(result.at(key).get<int64_t>()); };
-  print_line(fmt::format("{}: {} documents, {} tokens, {} of them masked", options.out,
-                         count("documents"), count("tokens"), count("masked_tokens")));
+  auto count = [&](const char* key) { return result.at(key).get<int64_t>(); };
+  print_line(fmt::format("{}: {}, {}, {} of them masked", options.out,
+                         counted(count("documents"), "document"), counted(count("tokens"), "token"),
+                         count_text(count("masked_tokens"))));
   return kSuccess;
 }
 
@@ -48,7 +49,15 @@ int run_tokenize(const TokenizeOptions& options) {
 Run add_tokenize(CLI::App& app) {
   CLI::App* tokenize = app.add_subcommand("tokenize", "Makes a token file of text, a byte a token");
   auto options = std::make_shared<TokenizeOptions>();
-  tokenize->add_option("--out", options->out, "Token file to write (.safetensors)")->required();
+  tokenize->add_option("--out", options->out, "Token file to write (.safetensors)")
+      ->required()
+      ->transform(CLI::Validator(
+          [](std::string& name) {
+            return name.ends_with(".safetensors")
+                       ? std::string()
+                       : name + ": a token file's name ends in .safetensors";
+          },
+          ""));
   tokenize
       ->add_option(
           "paths", options->paths,

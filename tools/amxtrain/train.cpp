@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
-#include <cmath>
+#include <filesystem>
 
 #include "commands.h"
 #include "options.h"
@@ -51,7 +51,7 @@ class Reporter {
     row("ranks", number("world_size"));
     row("micro-batch", number("micro_batch"));
     row("accumulation", number("accumulate"));
-    row("batch, all ranks", number("global_batch") + " examples");
+    row("batch, all ranks", counted(effective.value("global_batch", int64_t{0}), "example"));
     const int64_t total = effective.value("total_steps", int64_t{0});
     if (total > 0) row("optimizer steps", count_text(total));
     row("trainable parameters", number("trainable_parameters"));
@@ -94,10 +94,9 @@ class Reporter {
         print_line(fmt::format("saved {}", event.path));
         break;
       case AMXT_EVENT_EVALUATE:
-        print_line(
-            fmt::format("evaluation after step {}: loss {:.4f}  perplexity {:.4f}  ({} tokens)",
-                        event.step, event.evaluation->loss, event.evaluation->perplexity,
-                        count_text(event.evaluation->tokens)));
+        print_line(fmt::format("evaluation after step {}: loss {:.4f}  perplexity {:.4f}  ({})",
+                               event.step, event.evaluation->loss, event.evaluation->perplexity,
+                               counted(event.evaluation->tokens, "token")));
         break;
       case AMXT_EVENT_DONE:
         show_bar("");
@@ -174,6 +173,20 @@ void finish(amxt_group* group) {
   call([&](amxt_error* error) { return amxt_group_finalize(group, AMXT_SECONDS(60), error); });
 }
 
+// The checkpoint to resume from; says by which options an output that holds checkpoints is left whole.
+std::optional<std::string> prepare(const TrainOptions& options, amxt_trainer* trainer,
+                                   amxt_dataset* data, const amxt_run_options& run) {
+  try {
+    return optional_text([&](char** out, amxt_error* error) {
+      return amxt_trainer_prepare(trainer, data, &run, out, AMXT_FOREVER, error);
+    });
+  } catch (const Failure& failure) {
+    const bool holds_some = failure.status() == AMXT_E_EXISTS && !options.resume &&
+                            std::filesystem::is_directory(options.output.value_or(""));
+    throw holds_some ? failure.with(" (--resume latest, or another --output)") : failure;
+  }
+}
+
 void train(const TrainOptions& options, const Session& session, amxt_group* group) {
   const bool first = amxt_group_rank(group) == 0;
   Reporter reporter(first);
@@ -202,9 +215,7 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
   const Trainer trainer = make<Trainer>([&](amxt_trainer** out, amxt_error* error) {
     return amxt_trainer_create(session.runtime(), group, model.get(), &trainer_opts, out, error);
   });
-  const std::optional<std::string> checkpoint = optional_text([&](char** out, amxt_error* error) {
-    return amxt_trainer_prepare(trainer.get(), data.get(), &run, out, AMXT_FOREVER, error);
-  });
+  const std::optional<std::string> checkpoint = prepare(options, trainer.get(), data.get(), run);
   const Json effective = json([&](char** out, amxt_error* error) {
     return amxt_trainer_options_json(trainer.get(), out, error);
   });
@@ -270,27 +281,28 @@ int run_train(const TrainOptions& options) {
 Run add_train(CLI::App& app) {
   CLI::App* train = app.add_subcommand("train", "Fine-tunes a model");
   auto options = std::make_shared<TrainOptions>();
-  const CLI::Range positive(int64_t{1}, INT64_MAX);
+  const CLI::Validator positive = whole(1, kMostSteps);
   train->add_option("--model", options->model, "Model directory")->required();
   add_data_options(*train, options->data);
   train->add_option("--output", options->output, "Directory of checkpoints and the final model");
   train->add_option("--steps", options->steps, "Steps, counted from the first of the job")
-      ->check(positive);
+      ->transform(positive);
   train->add_option("--epochs", options->epochs, "Epochs, in place of steps (default 1)")
-      ->check(CLI::PositiveNumber);
+      ->transform(real("above 0 and at most 1000000",
+                       [](double value) { return value > 0 && value <= 1e6; }));
   add_size_options(*train, options->flags);
   add_recipe_options(*train, options->flags);
   train
       ->add_option("--save-steps", options->save_steps,
                    "Steps between checkpoints, 0: only the last (default 100)")
-      ->check(CLI::Range(int64_t{0}, INT64_MAX));
+      ->transform(whole(0, kMostSteps));
   train->add_option("--keep", options->keep, "Newest checkpoints that stay (default 2)")
-      ->check(positive);
+      ->transform(positive);
   train->add_option("--eval-data", options->eval_data, "Token files to evaluate on");
   train
       ->add_option("--eval-steps", options->eval_steps,
                    "Steps between evaluations (default: at the end)")
-      ->check(positive);
+      ->transform(positive);
   train->add_option("--resume", options->resume, "latest, or the path of a checkpoint");
   train->add_flag("--reschedule", options->reschedule, "Resume with another number of steps");
   train->add_option("--metrics", options->metrics, "File of metrics, a JSON line a step");

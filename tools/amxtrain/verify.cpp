@@ -34,10 +34,10 @@ int run_verify(const VerifyOptions& options) {
     info["seconds"] = seconds;
     print_line(info.dump(2));
   } else {
-    print_line(fmt::format("{}: step {}, {} files, {}: every byte is as written ({:.1f} s)",
+    print_line(fmt::format("{}: step {}, {}, {}: every byte is as written ({:.1f} s)",
                            info.at("path").get<std::string>(), info.at("step").dump(),
-                           info.at("files").size(), bytes_text(info.at("bytes").get<double>()),
-                           seconds));
+                           counted(static_cast<int64_t>(info.at("files").size()), "file"),
+                           bytes_text(info.at("bytes").get<double>()), seconds));
   }
   return kSuccess;
 }

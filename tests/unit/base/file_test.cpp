@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstdlib>
 
+#include "base/text.h"
+
 namespace amxt {
 namespace {
 
@@ -68,6 +70,34 @@ TEST_F(FileTest, ANameFromAnIndexCannotLeaveItsDirectory) {
 TEST_F(FileTest, CreateRefusesWhatIsThere) {
   write("f", "x");
   EXPECT_EQ(File::create(at("f")).error().code(), Code::kExists);
+}
+
+TEST_F(FileTest, WhatCannotBeMadeIsSaidToBeADirectoryOrAFile) {
+  set_file_fault([](std::string_view operation, const std::string&) {
+    return operation == "create" ? EACCES : 0;
+  });
+  const Status directory = make_directories(at("a/b"));
+  const auto file = File::create(at("f"));
+  set_file_fault({});
+  EXPECT_EQ(directory.error().message(),
+            quote(at("a")) + ": making the directory: Permission denied");
+  EXPECT_EQ(file.error().message(), quote(at("f")) + ": making the file: Permission denied");
+}
+
+TEST_F(FileTest, DirectoriesMadeForNothingGoAndOthersStay) {
+  ASSERT_TRUE(make_directories(at("mine")).ok());
+  const std::vector<std::string> made = missing_directories(at("mine/a/b"));
+  EXPECT_EQ(made, (std::vector<std::string>{at("mine/a/b"), at("mine/a")}));
+  ASSERT_TRUE(make_directories(at("mine/a/b")).ok());
+  remove_if_empty(made);
+  EXPECT_FALSE(path_exists(at("mine/a")));
+  EXPECT_TRUE(path_exists(at("mine")));
+  ASSERT_TRUE(make_directories(at("mine/a/b")).ok());
+  write("mine/a/kept", "x");
+  remove_if_empty(made);
+  EXPECT_FALSE(path_exists(at("mine/a/b")));
+  EXPECT_TRUE(path_exists(at("mine/a/kept")));
+  EXPECT_TRUE(missing_directories(at("mine")).empty());
 }
 
 TEST_F(FileTest, AnAtomicWriteThatFailsLeavesTheOldText) {

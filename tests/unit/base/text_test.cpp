@@ -30,6 +30,13 @@ TEST(TextTest, BytesHaveUnits) {
   EXPECT_EQ(bytes_text(uint64_t{24} << 30), "24.0 GiB");
 }
 
+TEST(TextTest, OneOfAThingIsNoPlural) {
+  EXPECT_EQ(counted(0, "file"), "0 files");
+  EXPECT_EQ(counted(1, "file"), "1 file");
+  EXPECT_EQ(counted(2, "local rank"), "2 local ranks");
+  EXPECT_EQ(bytes_text(1), "1 byte");
+}
+
 TEST(TextTest, SystemErrorsKeepTheirNumberAndGetACode) {
   const Error full = system_error("'f'", ENOSPC);
   EXPECT_EQ(full.code(), Code::kNoSpace);

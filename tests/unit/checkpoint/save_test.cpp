@@ -324,6 +324,13 @@ TEST(CheckOutput, says_what_is_in_the_way) {
   const Error full = output_error(output / "new", int64_t{1} << 60, 2);
   EXPECT_EQ(full.code(), Code::kNoSpace);
   EXPECT_THAT(full.message(), HasSubstr("1.00 EiB are needed"));
+  // What was made for nothing is gone; a directory of the user's stays.
+  EXPECT_FALSE(path_exists(output / "new"));
+  EXPECT_EQ(output_error(output / "new/deeper", int64_t{1} << 60, 1).code(), Code::kNoSpace);
+  EXPECT_FALSE(path_exists(output / "new"));
+  ASSERT_GOOD(make_directories(output / "mine"));
+  EXPECT_EQ(output_error(output / "mine", int64_t{1} << 60, 1).code(), Code::kNoSpace);
+  EXPECT_TRUE(is_directory(output / "mine"));
 }
 
 TEST(CheckOutput, finds_that_it_can_not_write_before_any_step) {

@@ -310,6 +310,8 @@ TEST_F(DatasetTest, RefusesOptionsThatCannotBe) {
 TEST_F(DatasetTest, RefusesDataWithoutAToken) {
   refused(options({npy<int32_t>("a.npy", "<i4", "(3, 0)", {})}, 4), Code::kFormat,
           "3 documents without a token");
+  refused(options({npy<int32_t>("b.npy", "<i4", "(1, 0)", {})}, 4), Code::kFormat,
+          "1 document without a token");
 }
 
 TEST_F(DatasetTest, NamesTheBadOneOfSeveralFiles) {
@@ -463,6 +465,9 @@ TEST_F(DatasetTest, RefusesToFinishWhatIsNotAFile) {
   auto writer = TokenFileWriter::create(path("a.safetensors"), 256, false);
   ASSERT_TRUE(writer);
   EXPECT_EQ((*writer)->finish().error().code(), Code::kInvalidState);
+  ASSERT_TRUE((*writer)->end_document());
+  EXPECT_THAT((*writer)->finish().error().message(), HasSubstr("no token"));
+  EXPECT_FALSE(std::filesystem::exists(path("a.safetensors")));
   ASSERT_TRUE((*writer)->append(std::vector<int32_t>{1}, {}));
   EXPECT_EQ((*writer)->finish().error().code(), Code::kInvalidState);
   ASSERT_TRUE((*writer)->end_document());

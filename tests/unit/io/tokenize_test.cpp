@@ -139,7 +139,20 @@ TEST_F(Tokenize, RefusesWhatIsNotThereBeforeItWrites) {
   refused(options({write("a.txt", "x"), path("none.txt")}), Code::kNotFound, {"none.txt"});
   std::filesystem::create_directory(path("folder"));
   refused(options({path("folder")}), Code::kFormat, {"folder", "directory"});
-  refused(options({write("empty.jsonl", "\n \n")}), Code::kFormat, {"empty.jsonl", "no document"});
+}
+
+// Training would refuse such a file.
+TEST_F(Tokenize, RefusesTextWithoutAToken) {
+  const std::string lines = write("empty.jsonl", "\n \n");
+  const std::string text = write("empty.txt", "");
+  const std::string record = write("record.jsonl", "{\"text\": \"\"}\n");
+  refused(options({lines}), Code::kFormat, {"empty.jsonl", "no document"});
+  refused(options({text}), Code::kFormat, {"empty.txt", "1 document and no token"});
+  refused(options({record}), Code::kFormat, {"record.jsonl", "no token"});
+  refused(options({text, lines, record}), Code::kFormat, {"empty.txt' and 2 other files"});
+  EXPECT_THAT(files_left(), ElementsAre("empty.jsonl", "empty.txt", "record.jsonl"));
+  // Beside others an empty document does no harm.
+  EXPECT_TRUE(tokenize(options({text, write("a.txt", "x")})));
 }
 
 TEST_F(Tokenize, ReplacesAFileOnlyWhenAsked) {

@@ -219,7 +219,7 @@ TEST_F(BrokenShards, Case42_IndexOfAModelOfFewerLayers) {
 TEST_F(BrokenShards, Case43_IndexOfAModelOfMoreLayers) {
   set_config("num_hidden_layers", 1);
   EXPECT_THAT(error(), AllOf(HasSubstr("weight_map key 'model.layers.1."),
-                             HasSubstr("not part of a mistral model of 1 layers")));
+                             HasSubstr("not part of a mistral model of 1 layer")));
 }
 
 TEST_F(BrokenShards, SingleFileBesideAnIndexWinsWithAWarning) {
@@ -245,6 +245,29 @@ TEST_F(BrokenFile, Case42_MissingTensor) {
   });
   EXPECT_THAT(error(), AllOf(StartsWith("'" + path("model.safetensors") + "': "),
                              HasSubstr("'model.norm.weight' is missing")));
+}
+
+TEST_F(BrokenFile, Case42_MissingTensorSaysWhatAsksForIt) {
+  const auto without = [&](const char* golden, const std::string& tensor) {
+    std::filesystem::remove_all(path());
+    copy(golden);
+    change_shard("model.safetensors", [&](auto& tensors) {
+      std::erase_if(tensors, [&](auto& s) { return s.plan.name == tensor; });
+    });
+    return error();
+  };
+  const std::string attention = "model.layers.0.self_attn.";
+  EXPECT_THAT(without("llama2", "lm_head.weight"),
+              AllOf(HasSubstr("'lm_head.weight' is missing"),
+                    HasSubstr("'tie_word_embeddings' is false or left out")));
+  for (const char* tensor : {"q_proj.bias", "o_proj.bias"}) {
+    EXPECT_THAT(without("llama_bias", attention + tensor),
+                AllOf(HasSubstr(tensor), HasSubstr("'attention_bias' is true")));
+  }
+  EXPECT_THAT(without("llama_bias", "model.layers.0.mlp.down_proj.bias"),
+              HasSubstr("'mlp_bias' is true"));
+  EXPECT_THAT(without("qwen2", attention + "k_proj.bias"), HasSubstr("'model_type' is 'qwen2'"));
+  EXPECT_THAT(without("qwen3", attention + "q_norm.weight"), HasSubstr("'model_type' is 'qwen3'"));
 }
 
 TEST_F(BrokenFile, Case43_UnknownTensor) {

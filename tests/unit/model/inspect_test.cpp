@@ -122,11 +122,22 @@ TEST(Inspect, BadConfigDoesNotHideTheFiles) {
   EXPECT_EQ(json["tensors"].size(), 11u);
 }
 
+TEST(Inspect, TellsWhetherAllFilesCouldBeRead) {
+  EXPECT_EQ(inspected(test::golden_directory("mistral"))["complete"], true);
+  TemporaryDirectory directory;
+  test::copy_directory(test::golden_directory("mistral"), directory / "m");
+  std::filesystem::remove(directory / "m/model-00002-of-00002.safetensors");
+  const Json json = inspected(directory / "m");
+  EXPECT_EQ(json["complete"], false);
+  EXPECT_EQ(json["files"].size(), 1u);
+}
+
 TEST(Inspect, MalformedFileIsAProblem) {
   TemporaryDirectory directory;
   test::write_bytes(directory / "f.safetensors", "short");
   EXPECT_THAT(lines(inspected(directory / "f.safetensors"), "problems"),
               ElementsAre(HasSubstr("f.safetensors': 5 bytes")));
+  EXPECT_EQ(inspected(directory / "f.safetensors")["complete"], false);
 }
 
 TEST(Inspect, FifoDoesNotBlock) {

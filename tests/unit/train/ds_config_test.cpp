@@ -339,7 +339,7 @@ TEST(DsConfig, ReadsTheTypeOfGradients) {
   refused(R"({"data_types": {"grad_accum_dtype": "fp16"}})", Code::kUnsupported, {"fp16"});
   refused(R"({"data_types": {"grad_accum_dtype": "int8"}})", Code::kFormat, {"int8"});
   contradicts(R"({"bf16": {"enabled": false}, "data_types": {"grad_accum_dtype": "bf16"}})", {},
-              {"gradient_dtype bfloat16", "float32"});
+              {"data_types.grad_accum_dtype bfloat16", "float32"});
   TrainOptions given;
   given.gradient_type = GradientType::kBFloat16;
   contradicts("{" + bf16 + R"("data_types": {"grad_accum_dtype": "fp32"}})", given,
@@ -512,7 +512,7 @@ TEST(DsConfig, ListsTheContradictionsOfAScheduler) {
               {"ds scheduler.type=WarmupDecayLR vs --schedule cosine",
                "ds scheduler.params.warmup_max_lr=0.001 vs --lr 2e-05",
                "ds scheduler.params.warmup_num_steps=5 vs --warmup-steps 6",
-               "ds scheduler.params.total_num_steps=100 vs total_steps 101"});
+               "ds scheduler.params.total_num_steps=100 vs --steps 101"});
   TrainOptions pair;
   pair.schedule = ScheduleKind::kLinear;
   EXPECT_EQ(effective(text, pair).schedule.kind, ScheduleKind::kWarmupDecay);
@@ -528,6 +528,25 @@ TEST(DsConfig, SaysWhichOfTwoRatesCounts) {
   EXPECT_EQ(o->schedule.learning_rate, 5e-4);
   EXPECT_THAT(notes,
               Contains(AllOf(HasSubstr("warmup_max_lr 0.0005 counts"), HasSubstr("0.0001"))));
+}
+
+TEST(DsConfig, SaysThatTheFirstStepHasNoRate) {
+  const auto notes_with = [](const std::string& params) {
+    std::vector<std::string> notes;
+    EXPECT_TRUE(resolved(R"({"scheduler": {"type": "WarmupLR", "params": {)" + params + "}}}", {},
+                         1, &notes));
+    return notes;
+  };
+  const auto says = Contains(HasSubstr("the first step has a learning rate of 0"));
+  EXPECT_THAT(notes_with(R"("warmup_num_steps": 10)"), says);
+  EXPECT_THAT(notes_with(R"("warmup_min_lr": 1e-6, "warmup_num_steps": 10)"), Not(says));
+}
+
+TEST(DsConfig, NamesTheKeyOfAValueOutOfItsRange) {
+  contradicts(R"({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 2]}}})", {},
+              {"optimizer.params.betas[1] 2: must be 0 or more and below 1"});
+  contradicts(R"({"train_micro_batch_size_per_gpu": 1e12})", {},
+              {"train_micro_batch_size_per_gpu 1000000000000: must be at most"});
 }
 
 TEST(DsConfig, RefusesOtherSchedulersAndParameters) {

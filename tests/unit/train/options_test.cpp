@@ -78,7 +78,7 @@ TEST(Options, NameTheOneThatIsOutOfItsRange) {
     EXPECT_THAT(o.error().message(), HasSubstr(part));
   };
   const double nan = std::numeric_limits<double>::quiet_NaN();
-  refuse([](TrainOptions& o) { o.sequence_length = 0; }, "sequence_length 0");
+  refuse([](TrainOptions& o) { o.sequence_length = 0; }, "sequence_length 0: must be 1 or more");
   refuse([](TrainOptions& o) { o.micro_batch = 0; }, "micro_batch 0");
   refuse([](TrainOptions& o) { o.accumulate = -1; }, "accumulate -1");
   refuse([](TrainOptions& o) { o.wave = -1; }, "wave -1");
@@ -87,6 +87,7 @@ TEST(Options, NameTheOneThatIsOutOfItsRange) {
   refuse([](TrainOptions& o) { o.steps = -1; }, "steps -1");
   refuse([](TrainOptions& o) { o.epochs = 0; }, "epochs 0");
   refuse([&](TrainOptions& o) { o.epochs = nan; }, "epochs nan");
+  refuse([](TrainOptions& o) { o.epochs = 1e300; }, "epochs 1e+300: must be above 0 and at most");
   refuse([](TrainOptions& o) { o.save_steps = -1; }, "save_steps -1");
   refuse([](TrainOptions& o) { o.keep_checkpoints = 0; }, "keep 0");
   refuse([](TrainOptions& o) { o.log_steps = 0; }, "log_steps 0");
@@ -108,6 +109,11 @@ TEST(Options, NameTheOneThatIsOutOfItsRange) {
         o.accumulate = 4;
       },
       "more positions");
+  // 2^62 positions can be counted, but not their bytes.
+  refuse([](TrainOptions& o) { o.sequence_length = o.micro_batch = int64_t{1} << 31; },
+         "more positions");
+  refuse([](TrainOptions& o) { o.micro_batch = int64_t{1} << 40; },
+         "micro_batch 1099511627776: must be at most 2147483648");
   refuse(
       [](TrainOptions& o) {
         o.compute_type = ComputeType::kFloat32;
