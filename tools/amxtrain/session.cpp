@@ -55,62 +55,35 @@ class Current {
   amxt_runtime* before_;
 };
 
+// Fields of the header whose names mean nothing else in a message.
 struct OptionOfField {
   std::string_view field, option;
 };
-// Names of two words mean nothing else, wherever they stand.
-constexpr OptionOfField kLongFields[] = {{"sequence_length", "--seq-len"},
-                                         {"micro_batch", "--micro-batch"},
-                                         {"compute_dtype", "--compute-dtype"},
-                                         {"gradient_dtype", "--gradient-dtype"},
-                                         {"learning_rate", "--lr"},
-                                         {"warmup_steps", "--warmup-steps"},
-                                         {"weight_decay", "--weight-decay"},
-                                         {"log_steps", "--log-steps"},
-                                         {"save_steps", "--save-steps"},
-                                         {"eval_steps", "--eval-steps"},
-                                         {"total_steps", "--steps"},
-                                         {"loss_average", "--loss-average"},
-                                         {"bin_dtype", "--bin-dtype"},
-                                         {"memory_limit_bytes", "--memory-limit"},
-                                         {"node_memory_bytes", "--memory-limit"}};
-// Others are words of the language: only where a value or a colon follows.
-constexpr OptionOfField kShortFields[] = {{"accumulate", "--accumulate"},
-                                          {"wave", "--wave"},
-                                          {"keep", "--keep-forward"},
-                                          {"decay", "--decay"},
-                                          {"schedule", "--schedule"},
-                                          {"nonfinite", "--nonfinite"},
-                                          {"beta1", "--beta1"},
-                                          {"beta2", "--beta2"},
-                                          {"epsilon", "--epsilon"},
-                                          {"clip", "--clip"},
-                                          {"seed", "--seed"},
-                                          {"steps", "--steps"},
-                                          {"epochs", "--epochs"},
-                                          {"mode", "--mode"},
-                                          {"separator", "--separator"}};
+constexpr OptionOfField kOptions[] = {{"sequence_length", "--seq-len"},
+                                      {"micro_batch", "--micro-batch"},
+                                      {"compute_dtype", "--compute-dtype"},
+                                      {"gradient_dtype", "--gradient-dtype"},
+                                      {"learning_rate", "--lr"},
+                                      {"warmup_steps", "--warmup-steps"},
+                                      {"weight_decay", "--weight-decay"},
+                                      {"log_steps", "--log-steps"},
+                                      {"save_steps", "--save-steps"},
+                                      {"eval_steps", "--eval-steps"},
+                                      {"total_steps", "--steps"},
+                                      {"loss_average", "--loss-average"},
+                                      {"bin_dtype", "--bin-dtype"},
+                                      {"memory_limit_bytes", "--memory-limit"},
+                                      {"node_memory_bytes", "--memory-limit"}};
 
 bool is_word(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
          c == '-' || c == '.';
 }
 
-// The option that a word of a message stands for, or the word.
-std::string_view option_of(std::string_view word, std::string_view before, std::string_view after) {
+std::string_view option_of(std::string_view word) {
   const size_t dot = word.starts_with("amxt_") ? word.find('.') : std::string_view::npos;
-  const bool of_struct = dot != std::string_view::npos;
-  const std::string_view field = of_struct ? word.substr(dot + 1) : word;
-  for (const OptionOfField& each : kLongFields) {
-    if (each.field == field) return each.option;
-  }
-  const bool begins = of_struct || before.empty() || before.ends_with(": ") ||
-                      before.ends_with("; ") || before.ends_with(" x ") || before.ends_with(" on ");
-  const bool has_value = of_struct || after.starts_with(":") ||
-                         (after.size() > 1 && after[0] == ' ' &&
-                          (after[1] == '-' || (after[1] >= '0' && after[1] <= '9')));
-  if (!begins || !has_value) return word;
-  for (const OptionOfField& each : kShortFields) {
+  const std::string_view field = dot != std::string_view::npos ? word.substr(dot + 1) : word;
+  for (const OptionOfField& each : kOptions) {
     if (each.field == field) return each.option;
   }
   return word;
@@ -210,7 +183,7 @@ std::string in_options(std::string_view message) {
       text += message[at++];
       continue;
     }
-    text += option_of(message.substr(at, end - at), message.substr(0, at), message.substr(end));
+    text += option_of(message.substr(at, end - at));
     at = end;
   }
   return text;
