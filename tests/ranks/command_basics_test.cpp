@@ -319,7 +319,7 @@ TEST_F(Command, GivesNoRateOfAnInstant) {
   EXPECT_THAT(init.err, Not(HasSubstr("TiB/s")));
   write_text(path("a.txt"), "x");
   const Finished one = amxtrain({"tokenize", "--out", path("t.safetensors"), path("a.txt")});
-  EXPECT_TRUE(std::regex_search(one.err, std::regex(": 1 B( at [0-9]+ B/s)?\n"))) << one;
+  EXPECT_THAT(one.err, ContainsRegex(": 1 B( at [0-9]+ B/s)?\n"));
 }
 
 TEST_F(Command, TokenizeRefusesWhatHasNoToken) {
