@@ -113,9 +113,9 @@ TEST_F(Command, SaysWhichOptionsDoNotGoTogether) {
   refuse({"--gradient-dtype", "bfloat16", "--compute-dtype", "float32"},
          {"--gradient-dtype bfloat16", "--compute-dtype float32"});
   refuse({"--gradient-dtype", "bfloat16", "--wave", "2"},
-         {"--gradient-dtype bfloat16", "--wave 2 of 4"});
+         {"--gradient-dtype bfloat16", "wave 2 of 4"});
   refuse({"--micro-batch", "2147483648", "--accumulate", "2147483648"},
-         {"--seq-len 16 x --micro-batch 2147483648 x --accumulate 2147483648 x 1 rank: more"});
+         {"--seq-len 16 x --micro-batch 2147483648 x ", "accumulate 2147483648 x 1 rank: more"});
   refuse({"--resume", "latest"}, {"output"});
 }
 
