@@ -151,10 +151,17 @@ Dataset open_dataset(const Session& session, amxt_model* model, const DataOption
   for (size_t i = 1; i < paths.size(); ++i) more.push_back(paths[i].c_str());
   dataset_options.extra_paths = more.data();
   dataset_options.extra_path_count = static_cast<int64_t>(more.size());
-  return make<Dataset>([&](amxt_dataset** out, amxt_error* error) {
-    return amxt_dataset_open(session.runtime(), paths.front().c_str(), &dataset_options, out,
-                             error);
-  });
+  try {
+    return make<Dataset>([&](amxt_dataset** out, amxt_error* error) {
+      return amxt_dataset_open(session.runtime(), paths.front().c_str(), &dataset_options, out,
+                               error);
+    });
+  } catch (const Failure& failure) {
+    // "separator 300: not a token id of a vocabulary of 256", as it was typed.
+    const std::string message = failure.what();
+    if (!message.starts_with("separator ")) throw;
+    throw Failure("--" + message, options.separator ? kUsage : kFailure);
+  }
 }
 
 void add_size_options(CLI::App& app, TrainerFlags& flags) {
