@@ -246,6 +246,57 @@ TEST(Trainer, RowsOfAllRanksAreReadAndWrittenInPlace) {
 
 // --- A step that is taken is taken ----------------------------------------------------------------
 
+// A group that tells when somebody looks whether it is alive.
+class LookedAtGroup final : public comm::Group {
+ public:
+  explicit LookedAtGroup(std::shared_ptr<comm::Group> group) : group_(std::move(group)) {}
+  const comm::LaunchInfo& launch() const override { return group_->launch(); }
+  Result<comm::SharedMemory> share(std::string_view what, int64_t bytes, Deadline d) override {
+    return group_->share(what, bytes, d);
+  }
+  Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
+    return group_->barrier(deadline, cancel);
+  }
+  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline d) override {
+    return group_->exchange(payload, d);
+  }
+  Status check() const override {
+    if (on_check) on_check();
+    return group_->check();
+  }
+  void abort(std::string_view reason) override { group_->abort(reason); }
+  Status finalize(Deadline deadline) override { return group_->finalize(deadline); }
+  bool oversubscribed() const override { return group_->oversubscribed(); }
+
+  std::function<void()> on_check;
+
+ private:
+  std::shared_ptr<comm::Group> group_;
+};
+
+// The first steps measure memory when they are done, in an attempt of its own: a cancel then came back as "nothing has changed".
+TEST(Trainer, ACancelAfterTheCommitOfTheFirstStepIsTooLate) {
+  alone([](std::shared_ptr<comm::Group> inner) {
+    const auto group = std::make_shared<LookedAtGroup>(inner);
+    Rank job(group);
+    job.loaded();
+    std::atomic<bool> cancel = false;
+    int looks = 0;
+    // Alone, a step looks once, when it begins; the next look comes after its commit.
+    group->on_check = [&] { cancel = ++looks == 2; };
+    for (int64_t step = 1; step <= 2; ++step) {
+      looks = 0;
+      cancel = false;
+      const Result<train::StepMetrics> taken =
+          job->step(batch_of(0, 2), {Deadline::never(), &cancel});
+      ASSERT_TRUE(taken.ok()) << taken.error().message();
+      EXPECT_GE(looks, 2);
+      EXPECT_EQ(job->state().step, step);
+    }
+    EXPECT_EQ(job->memory_report().back().stage, "step");
+  });
+}
+
 TEST(Trainer, ACancelledStepChangesNothing) {
   alone([](std::shared_ptr<comm::Group> group) {
     Rank job(group);
