@@ -66,8 +66,10 @@ class TrainerCore : public Trainer {
 
   // Everything of the state that is not in tensors.
   checkpoint::TrainingState training_state() const;
-  // Takes it back; a change that would move the data or the schedule is kMismatch unless options.reschedule.
-  Status take_training_state(const checkpoint::TrainingState& training);
+  // A change that would move the data is kMismatch unless options.reschedule; other changes are warnings.
+  Status check_training_state(const checkpoint::TrainingState& training) const;
+  // Takes it back, when the tensors are there.
+  void take_training_state(const checkpoint::TrainingState& training);
   // Saves, and lets the newest `keep` checkpoints stay.
   virtual Result<std::string> save_keeping(const std::string& output, int64_t keep,
                                            const CallLimits& limits) = 0;

@@ -155,11 +155,13 @@ Status TrainerOf<E>::restore_from(const checkpoint::Manifest& manifest, checkpoi
     if (parts_.options.forward_only)
       return Error(Code::kInvalidState,
                    "a trainer for forward only takes weights (load), not the state of training");
-    AMXT_TRY(take_training_state(manifest.training));
+    AMXT_TRY(check_training_state(manifest.training));
   }
   AMXT_TRY(allocate(limits));
-  return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress,
-                             limits.deadline, limits.cancel);
+  AMXT_TRY(checkpoint::restore(manifest, what, config(), *parameters_, group(),
+                               parts_.setup.progress, limits.deadline, limits.cancel));
+  if (what == checkpoint::Restore::kState) take_training_state(manifest.training);
+  return {};
 }
 
 // Of a directory of checkpoints, the newest whose checksums are right: what was whole when it was written and is broken now must not hold
@@ -200,12 +202,9 @@ Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
   pool_->pin_caller();
   // A trainer that failed after a commit starts over with new memory.
   drop_state();
-  const TrainerState before = state();
   Status resumed = resume_from(path, limits);
   if (!resumed) {
     drop_state();
-    std::lock_guard lock(mutex_);
-    state_ = before;
     return resumed;
   }
   return become_ready(limits);

@@ -321,6 +321,29 @@ TEST_F(RunTest, ThatIsResumedWithOtherOptionsSaysWhich) {
   });
 }
 
+// The first resume left its count of updates behind, which the bias correction of a fresh start then took.
+TEST_F(RunTest, AResumeThatFailsLeavesTheTrainerAsCreated) {
+  train_to("o", 3);
+  const std::string file = checkpoint("o", 3) + "/rank-00000-of-00001.safetensors";
+  std::string bytes = read_bytes(file);
+  bytes[bytes.size() - 100] = static_cast<char>(bytes[bytes.size() - 100] ^ 0x40);
+  write_bytes(file, bytes);
+  alone([&](std::shared_ptr<comm::Group> group) {
+    const auto first_step = [&](Rank& job) {
+      job.loaded();
+      must(job->step(batch_of(0, 2), {}));
+      return job.weights();
+    };
+    Rank fresh(group), job(group);
+    expect_error(job->resume(checkpoint("o", 3), {}), Code::kCorrupt, "rank-00000-of-00001");
+    EXPECT_EQ(job->state().status, train::TrainerStatus::kCreated);
+    EXPECT_EQ(job->state().step, 0);
+    EXPECT_EQ(job->state().position, 0);
+    EXPECT_EQ(job->state().total_steps, fresh->state().total_steps);
+    EXPECT_EQ(first_step(job), first_step(fresh));
+  });
+}
+
 // --- Prepared -------------------------------------------------------------------------------------
 
 TEST_F(RunTest, IsPreparedForWhatItResumes) {
