@@ -109,12 +109,13 @@ class StepRunner {
     int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
     int64_t private_bytes, pss_bytes, peak_rss_bytes;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
+    double learning_rate;
     double seconds;
   };
 
   explicit StepRunner(const Parts& parts) : p_(parts) {}
   Status carve();
-  Status phase_one(const Batch& batch);
+  Status phase_one(const Batch& batch, const StepInput& input);
   Status agree(const StepInput& input, StepResult* result);
   Status check_batch(const Batch& batch, bool whole) const;
   Status forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep);

@@ -348,6 +348,20 @@ TEST(TrainerRanks, ThatCanNotSettleTheirOptionsTellTheOthers) {
   });
 }
 
+TEST(TrainerRanks, WithOtherLearningRatesTakeNoStep) {
+  on_ranks(2, [](std::shared_ptr<comm::Group> group) {
+    Rank job(group);
+    job.loaded();
+    const std::vector<float> before = job.weights();
+    must(job->set_learning_rate(group->rank() == 0 ? 0.5 : 0.25));
+    expect_error(job->step(batch_of(0, 2), {}), Code::kMismatch,
+                 "ranks disagree on the learning rate: rank 0 has 0.5, rank 1 has 0.25");
+    EXPECT_EQ(job.weights(), before);
+    must(job->set_learning_rate(0.25));
+    EXPECT_EQ(must(job->step(batch_of(0, 2), {})).learning_rate, 0.25);
+  });
+}
+
 TEST(TrainerRanks, EvaluateADataSetOnceWhateverTheirNumber) {
   std::vector<double> losses;
   for (const int world : {1, 2, 3}) {
