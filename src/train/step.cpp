@@ -780,6 +780,7 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
     return error;
   };
+  if (input.refused) return leave(*input.refused);
   if (Status ok = check_batch(batch, true); !ok) return leave(std::move(ok).error());
   if (Status ok = phase_one(batch, input); !ok) return leave(std::move(ok).error());
   // Every rank comes to the same verdict from the same numbers: no rank needs to be told.
@@ -823,13 +824,15 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
 
 template <typename E>
 auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities,
-                             const StepControl::Limits& limits) -> Result<Evaluation> {
+                             const StepControl::Limits& limits, const std::optional<Error>& refused)
+    -> Result<Evaluation> {
   AMXT_TRY(control_->start(limits));
   const auto leave = [&](Error error) -> Error {
     if (static_cast<int>(error.code()) >= 100) return error;
     if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
     return error;
   };
+  if (refused) return leave(*refused);
   const auto compute = [&]() -> Status {
     AMXT_TRY(check_batch(batch, false));
     publish_counts(batch);

@@ -57,8 +57,10 @@ class TrainerCore : public Trainer {
   };
   virtual Result<StepResult> run_step(const Batch& batch, const StepInput& input,
                                       const StepControl::Limits& limits) = 0;
+  // `refused`: why this rank can't take part; then no rank does.
   virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
-                                       const StepControl::Limits& limits) = 0;
+                                       const StepControl::Limits& limits,
+                                       const std::optional<Error>& refused) = 0;
   struct RankMemory {
     int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
   };
@@ -82,7 +84,9 @@ class TrainerCore : public Trainer {
   Status check_same_model(const model::ModelConfig& other, const std::string& path) const;
   // Records the memory of all ranks under the name of a stage. Collective.
   Status record_memory(const std::string& stage, const CallLimits& limits);
-  Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits);
+  // `ready`: an error that this rank has met before; all ranks get it, and none takes the step.
+  Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits,
+                                Status ready = {});
   Status require_rate() const;
   double rate_of_next_step() const;  // with mutex_ held
   // Steps of the job that `options` asks for.

@@ -261,9 +261,10 @@ Result<StepResult> TrainerOf<E>::run_step(const Batch& batch, const StepInput& i
 
 template <typename E>
 auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities,
-                               const StepControl::Limits& limits) -> Result<LossSums> {
+                               const StepControl::Limits& limits,
+                               const std::optional<Error>& refused) -> Result<LossSums> {
   pool_->pin_caller();
-  AMXT_ASSIGN(const auto sums, runner_->evaluate(batch, log_probabilities, limits));
+  AMXT_ASSIGN(const auto sums, runner_->evaluate(batch, log_probabilities, limits, refused));
   return LossSums{sums.loss_sum, sums.weight_sum, sums.tokens};
 }
 
@@ -326,13 +327,14 @@ Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, i
       kind != store::RowKind::kCompute) {
     return Error(Code::kInvalidState, "a trainer for forward only has no gradients or moments");
   }
-  AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
-  AMXT_ASSIGN(
-      const std::vector<std::string> asked,
-      checkpoint::agree(group(),
-                        Result<std::string>(fmt::format("{} {} {} {}", tensor,
-                                                        static_cast<int>(kind), first_row, rows)),
-                        limits.deadline));
+  const Result<RowRequest> found = find_rows(tensor, first_row, rows, values.size());
+  const auto asks = [&]() -> Result<std::string> {
+    if (!found) return Error(found.error());
+    return fmt::format("{} {} {} {}", tensor, static_cast<int>(kind), first_row, rows);
+  };
+  AMXT_ASSIGN(const std::vector<std::string> asked,
+              checkpoint::agree(group(), asks(), limits.deadline));
+  const RowRequest& request = *found;
   for (size_t rank = 1; rank < asked.size(); ++rank) {
     if (asked[rank] != asked[0]) {
       return Error(Code::kMismatch, fmt::format("rank 0 asks for {}, rank {} for {}",
@@ -368,7 +370,10 @@ Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, 
   if (parts_.options.forward_only && kind != store::RowKind::kMaster)
     return Error(Code::kInvalidState, "a trainer for forward only has no moments");
   if (values.empty()) return Error(Code::kInvalidArgument, "no values are given");
-  AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
+  const Result<RowRequest> found = find_rows(tensor, first_row, rows, values.size());
+  AMXT_TRY(
+      checkpoint::agree(group(), found ? Status() : Status(Error(found.error())), limits.deadline));
+  const RowRequest& request = *found;
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
   AMXT_TRY(group().barrier(limits.deadline, limits.cancel));  // nobody reads the old ones any more
   own_rows(

@@ -447,5 +447,105 @@ TEST_F(RunTest, OfRanksThatDisagreeNamesWhatAndWho) {
   });
 }
 
+// What only one rank meets between two steps: the others wait for it in the next one and must hear of it there.
+class RunErrorOfOneRank : public RunTest {
+ protected:
+  // Every rank's run ends with `words`, at `steps` steps; and the trainers are fit for another.
+  void expect_end(int failing, Code code, const std::string& words, int64_t steps,
+                  const std::function<void(RunOptions&, Samples&)>& spoil) {
+    on_ranks(2, [&](std::shared_ptr<comm::Group> group) {
+      Rank job(group);
+      job.loaded();
+      Samples data(16);
+      RunOptions run = options(4);
+      run.metrics_path = folder_ / "m.jsonl";
+      run.eval_data = &data_;
+      run.eval_steps = 4;
+      RunOptions spoilt = run;
+      must(group->barrier(Deadline::never()));
+      if (group->rank() == failing) spoil(spoilt, data);
+      must(group->barrier(Deadline::never()));
+      const Status status = job->run(data, spoilt, {});
+      ASSERT_FALSE(status.ok()) << "rank " << group->rank();
+      EXPECT_EQ(status.error().code(), code) << status.error().message();
+      EXPECT_THAT(status.error().message(), HasSubstr(words));
+      if (group->rank() != failing) {
+        EXPECT_THAT(status.error().message(), HasSubstr("rank " + std::to_string(failing) + ": "));
+      }
+      EXPECT_EQ(job->state().step, steps) << "rank " << group->rank();
+      if (steps < 4) {
+        data.fail = {};
+        must(group->barrier(Deadline::never()));
+        if (group->rank() == failing) set_file_fault({});
+        must(group->barrier(Deadline::never()));
+        must(job->run(data, run, {}));
+        EXPECT_EQ(job->state().step, 4);
+      }
+    });
+  }
+  // A callback that fails at the first event of a kind from a step on.
+  static auto fail_at(EventKind kind, int64_t step) {
+    return [=](RunOptions& run, Samples&) {
+      run.event = [=](const train::Event& event) -> Result<RunVerdict> {
+        if (event.kind != kind || event.step < step) return RunVerdict::kContinue;
+        return Error(Code::kUser, "the host has had enough");
+      };
+    };
+  }
+};
+
+TEST_F(RunErrorOfOneRank, InItsDataEndsTheRunOnAll) {
+  for (const int failing : {0, 1}) {
+    expect_end(failing, Code::kIo, "the disk has gone", 2, [](RunOptions&, Samples& data) {
+      data.fail = [reads = 0](int64_t) mutable -> Status {
+        if (++reads <= 4) return {};  // two steps of two
+        return Error(Code::kIo, "the disk has gone");
+      };
+    });
+  }
+}
+
+TEST_F(RunErrorOfOneRank, InItsMetricsFileEndsTheRunOnAll) {
+  expect_end(0, Code::kNoSpace, "m.jsonl", 1, [](RunOptions&, Samples&) {
+    set_file_fault([](std::string_view operation, const std::string& path) {
+      return operation == "write" && path.ends_with("m.jsonl") ? ENOSPC : 0;
+    });
+  });
+}
+
+TEST_F(RunErrorOfOneRank, InItsCallbackEndsTheRunOnAll) {
+  for (const int failing : {0, 1}) {
+    expect_end(failing, Code::kUser, "had enough", 3, fail_at(EventKind::kStep, 3));
+    expect_end(failing, Code::kUser, "had enough", 4, fail_at(EventKind::kStep, 4));
+    expect_end(failing, Code::kUser, "had enough", 4, fail_at(EventKind::kEvaluate, 1));
+    expect_end(failing, Code::kUser, "had enough", 4, fail_at(EventKind::kDone, 1));
+  }
+}
+
+// Rank 0 alone clears away the checkpoints of a future that is taken again.
+TEST_F(RunErrorOfOneRank, WhichClearsTheOutputEndsTheRunOnAll) {
+  train_to("o", 3);
+  on_ranks(2, [&](std::shared_ptr<comm::Group> group) {
+    train::TrainOptions given = job_options();
+    given.accumulate = 1;
+    Rank job(group, given);
+    must(job->resume(checkpoint("o", 1), {}));
+    must(group->barrier(Deadline::never()));
+    if (group->rank() == 0) {
+      set_file_fault([](std::string_view operation, const std::string& path) {
+        return (operation == "remove" || operation == "rename") &&
+                       path.find("step-000003") != std::string::npos
+                   ? EACCES
+                   : 0;
+      });
+    }
+    must(group->barrier(Deadline::never()));
+    const Status status = job->run(data_, options(3, "o"), {});
+    ASSERT_FALSE(status.ok()) << "rank " << group->rank();
+    EXPECT_EQ(status.error().code(), Code::kIo) << status.error().message();
+    EXPECT_EQ(job->state().step, 1);
+  });
+}
+
 }  // namespace
 }  // namespace amxt::test

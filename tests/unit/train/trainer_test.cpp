@@ -348,6 +348,21 @@ TEST(TrainerRanks, ThatCanNotSettleTheirOptionsTellTheOthers) {
   });
 }
 
+TEST(TrainerRanks, ABadTokenOfOneRankEndsTheStepOnAll) {
+  on_ranks(2, [](std::shared_ptr<comm::Group> group) {
+    Rank job(group);
+    job.loaded();
+    train::Batch batch = batch_of(2 * group->rank(), 2);
+    if (group->rank() == 1) batch.token[0] = kVocabulary;
+    const std::string words =
+        std::string(group->rank() == 1 ? "" : "rank 1: ") + "token 75 of sample 0";
+    expect_error(job->step(batch, {}), Code::kInvalidArgument, words);
+    expect_error(job->forward(batch, {}, {}), Code::kInvalidArgument, words);
+    EXPECT_EQ(job->state().step, 0);
+    EXPECT_TRUE(job->step(batch_of(2 * group->rank(), 2), {}).ok());
+  });
+}
+
 TEST(TrainerRanks, WithOtherLearningRatesTakeNoStep) {
   on_ranks(2, [](std::shared_ptr<comm::Group> group) {
     Rank job(group);
@@ -359,6 +374,25 @@ TEST(TrainerRanks, WithOtherLearningRatesTakeNoStep) {
     EXPECT_EQ(job.weights(), before);
     must(job->set_learning_rate(0.25));
     EXPECT_EQ(must(job->step(batch_of(0, 2), {})).learning_rate, 0.25);
+  });
+}
+
+TEST(TrainerRanks, ThatAskForOtherRowsAreTold) {
+  on_ranks(2, [](std::shared_ptr<comm::Group> group) {
+    Rank job(group);
+    job.loaded();
+    std::vector<float> values(48);
+    const bool second = group->rank() == 1;
+    expect_error(job->read_rows("model.norm.weight", store::RowKind::kMaster, 0, second ? 24 : 48,
+                                std::span(values).first(second ? 24 : 48), {}),
+                 Code::kMismatch, "rank 1 for");
+    // An argument that only one rank has wrong keeps nobody waiting.
+    for (const std::string& tensor : {std::string("model.norm.weight"), std::string("nothing")}) {
+      const std::string asked = second ? tensor : "model.norm.weight";
+      const bool good = tensor != "nothing";
+      EXPECT_EQ(job->read_rows(asked, store::RowKind::kMaster, 0, 48, values, {}).ok(), good);
+      EXPECT_EQ(job->write_rows(asked, store::RowKind::kMaster, 0, 48, values, {}).ok(), good);
+    }
   });
 }
 
@@ -377,6 +411,21 @@ TEST(TrainerRanks, EvaluateADataSetOnceWhateverTheirNumber) {
   }
   EXPECT_DOUBLE_EQ(losses[1], losses[0]);
   EXPECT_DOUBLE_EQ(losses[2], losses[0]);
+}
+
+TEST(TrainerRanks, AnUnreadableSampleOfOneRankEndsTheEvaluationOnAll) {
+  on_ranks(2, [](std::shared_ptr<comm::Group> group) {
+    Rank job(group);
+    job.loaded();
+    Samples data(8);
+    if (group->rank() == 1) {
+      data.fail = [](int64_t) -> Status { return Error(Code::kIo, "the disk has gone"); };
+    }
+    expect_error(job->evaluate(data, {}), Code::kIo,
+                 group->rank() == 1 ? "the disk has gone" : "rank 1: the disk has gone");
+    data.fail = {};
+    EXPECT_TRUE(job->evaluate(data, {}).ok());
+  });
 }
 
 }  // namespace
