@@ -179,6 +179,30 @@ TEST_F(RunTest, PausesStopsAndGoesOnAsItIsTold) {
   });
 }
 
+// Sample k of the order is in micro-batch k of the step, whoever takes it: in float32 the losses are the same bits.
+TEST_F(RunTest, TakesTheSamplesInOneOrderOnAnyNumberOfRanks) {
+  std::vector<std::vector<double>> losses;
+  for (const int world : {1, 2, 4}) {
+    losses.emplace_back();
+    on_ranks(world, [&](std::shared_ptr<comm::Group> group) {
+      train::TrainOptions given = job_options();
+      given.micro_batch = 2;
+      given.accumulate = 4 / world;
+      Rank job(group, given);
+      job.loaded();
+      RunOptions run = options(5);
+      run.event = [&](const train::Event& event) -> Result<RunVerdict> {
+        if (event.kind == EventKind::kStep && group->rank() == 0)
+          losses.back().push_back(event.metrics->loss);
+        return RunVerdict::kContinue;
+      };
+      must(job->run(Samples(33), run, {}));
+    });
+    EXPECT_EQ(losses.back().size(), 5u);
+    EXPECT_EQ(losses.back(), losses.front()) << "world " << world;
+  }
+}
+
 // --- Resuming -------------------------------------------------------------------------------------
 
 TEST_F(RunTest, ThatIsResumedTakesTheStepsThatWereLeft) {
