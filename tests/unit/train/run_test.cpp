@@ -263,6 +263,7 @@ TEST_F(RunTest, OfAnotherLengthThanTheOneResumedIsRefusedUnlessRescheduled) {
 // A horizon of its own lets the steps be cut into several runs.
 TEST_F(RunTest, WithAHorizonOfItsOwnMayEndEarlier) {
   train::TrainOptions given = job_options();
+  given.schedule = train::ScheduleKind::kLinear;
   given.total_steps = 10;
   train_to("o", 4, given);
   alone([&](std::shared_ptr<comm::Group> group) {
@@ -319,7 +320,7 @@ TEST_F(RunTest, ThatIsResumedWithOtherOptionsSaysWhich) {
   alone([&](std::shared_ptr<comm::Group> group) {
     train::TrainOptions given = job_options();
     given.learning_rate = 3e-3;
-    given.schedule = train::ScheduleKind::kConstant;
+    given.schedule = train::ScheduleKind::kLinear;
     given.warmup_steps = 1;
     given.weight_decay = 0.5;
     given.beta1 = 0.5;
@@ -333,7 +334,7 @@ TEST_F(RunTest, ThatIsResumedWithOtherOptionsSaysWhich) {
     must(job->resume(checkpoint("o", 2), {}));
     for (const char* line :
          {"the learning rate was 0.01 when the checkpoint was saved and is 0.003 now",
-          "the schedule was linear", "warm-up steps was 0", "weight decay was 0.01",
+          "the schedule was constant", "warm-up steps was 0", "weight decay was 0.01",
           "beta1 was 0.9", "beta2 was 0.999", "epsilon was 1e-08", "clipping was 1",
           "what decays was all", "the average of the loss was tokens",
           "compute in float32; it goes on in bfloat16"}) {

@@ -78,6 +78,7 @@ inline train::TrainOptions job_options() {
   options.micro_batch = 1;
   options.accumulate = 2;
   options.learning_rate = 1e-2;
+  options.schedule = train::ScheduleKind::kConstant;
   return options;
 }
 

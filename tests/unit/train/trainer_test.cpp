@@ -80,7 +80,9 @@ TEST(Trainer, RefusesTheWeightsOfAnotherModelByTheirFirstDifference) {
 
 TEST(Trainer, CountsStepsSamplesAndEpochs) {
   alone([](std::shared_ptr<comm::Group> group) {
-    Rank job(group);
+    train::TrainOptions given = job_options();
+    given.schedule = train::ScheduleKind::kLinear;
+    Rank job(group, given);
     job.loaded();
     const Samples data(5);
     train::RunOptions run;
@@ -123,6 +125,7 @@ TEST(Trainer, NamesATokenBeyondTheVocabulary) {
 TEST(Trainer, TakesTheRateThatIsSetUntilItIsUnset) {
   alone([](std::shared_ptr<comm::Group> group) {
     train::TrainOptions given = job_options();
+    given.schedule = train::ScheduleKind::kLinear;
     given.total_steps = 10;
     Rank job(group, given);
     job.loaded();
@@ -140,11 +143,22 @@ TEST(Trainer, TakesTheRateThatIsSetUntilItIsUnset) {
   });
 }
 
+TEST(Trainer, TakesNoStepOfAScheduleWhoseEndIsNotKnown) {
+  alone([](std::shared_ptr<comm::Group> group) {
+    train::TrainOptions given = job_options();
+    given.schedule = train::ScheduleKind::kCosine;
+    Rank job(group, given);
+    job.loaded();
+    expect_error(job->step(batch_of(0, 2), {}), Code::kInvalidState, "give total_steps");
+    EXPECT_TRUE(job->gradients(batch_of(0, 2), {}).ok()) << "which needs no rate";
+    EXPECT_EQ(job->state().step, 0);
+  });
+}
+
 // AdamW corrects its moments by the updates that they have seen.
 TEST(Trainer, ASkippedStepIsNoUpdateOfTheMoments) {
   alone([](std::shared_ptr<comm::Group> group) {
     train::TrainOptions given = job_options();
-    given.schedule = train::ScheduleKind::kConstant;
     given.nonfinite = train::Nonfinite::kSkip;
     const auto after_one_update = [&](bool skip_first) {
       Rank job(group, given);
