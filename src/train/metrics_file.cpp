@@ -1,6 +1,10 @@
 #include "train/metrics_file.h"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "base/json.h"
 #include "base/text.h"
@@ -20,6 +24,23 @@ int64_t step_of(std::string_view line) {
       !(*json)["step"].is_number_integer())
     return -1;
   return (*json)["step"].get<int64_t>();
+}
+
+// kExists when the file holds something else than metrics, which nobody asked to cut: its first line, or what is there of one, tells.
+Status require_metrics(const File& file) {
+  constexpr std::string_view kBegin = R"({"step":)";
+  AMXT_ASSIGN(const int64_t size, file.size());
+  std::string begin(static_cast<size_t>(std::min(kBlock, size)), '\0');
+  AMXT_TRY(file.read_at(0, std::as_writable_bytes(std::span(begin))));
+  const size_t end = begin.find('\n');
+  const bool metrics =
+      end != std::string::npos
+          ? step_of(std::string_view(begin).substr(0, end)) >= 0
+          : size < kBlock && begin.substr(0, kBegin.size()) == kBegin.substr(0, begin.size());
+  if (metrics) return {};
+  return Error(Code::kExists, fmt::format("{}: holds something else than metrics: choose another "
+                                          "file, or remove it",
+                                          quote(file.path())));
 }
 
 // Length of the leading part of the file that is whole lines of steps up to `last_step`.
@@ -68,6 +89,7 @@ Status MetricsFile::probe(const std::string& path) {
   const bool was_there = path_exists(path);
   AMXT_ASSIGN(const File file, File::open_append(path));
   if (!file.is_regular()) return {};  // what is written to a pipe or a terminal stays
+  AMXT_TRY(require_metrics(file));
   AMXT_ASSIGN(const int64_t size, file.size());
   Status written = file.append("\n");
   Status undone = was_there ? file.truncate(size) : remove_tree(path);
@@ -76,6 +98,7 @@ Status MetricsFile::probe(const std::string& path) {
 
 Result<MetricsFile> MetricsFile::open(const std::string& path, int64_t last_step) {
   AMXT_ASSIGN(File file, File::open_append(path));
+  AMXT_TRY(require_metrics(file));
   AMXT_ASSIGN(const int64_t size, file.size());
   AMXT_ASSIGN(const int64_t good, good_length(file, last_step));
   if (good < size) AMXT_TRY(file.truncate(good));

@@ -17,7 +17,7 @@ class MetricsFile {
   // That `path` can be written, before work that a full disk would waste. It is left as it was.
   static Status probe(const std::string& path);
   // Opens or makes `path`. Lines of steps after `last_step` are cut off (a resumed job takes those steps again), and so is a line without
-  // an end.
+  // an end. kExists for a file of something else, which is left as it is; so does probe().
   static Result<MetricsFile> open(const std::string& path, int64_t last_step);
   // Whole lines only: each is one write.
   Status add(const StepMetrics& metrics);

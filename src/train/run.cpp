@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/file.h"
 #include "base/text.h"
@@ -88,8 +89,13 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
     return {};
   };
   AMXT_TRY(checkpoint::agree(group(), open_metrics(), limits.deadline));
+  // What went wrong on this rank alone: all ranks hear of it at the next thing that they do together.
+  Status mine;
+  const auto agree_on_mine = [&] {
+    return checkpoint::agree(group(), std::exchange(mine, Status()), limits.deadline);
+  };
   // Resumed from before the newest: what came after belongs to a future that is taken again.
-  if (saves && leads() && step > 0) AMXT_TRY(checkpoint::remove_later(options.output, step));
+  if (saves && leads() && step > 0) mine = checkpoint::remove_later(options.output, step);
 
   if (step >= steps && leads()) {
     log().warning(fmt::format(
@@ -106,21 +112,25 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
     return {};
   };
   const auto evaluate_now = [&]() -> Status {
+    AMXT_TRY(agree_on_mine());
     AMXT_ASSIGN(const Evaluation evaluation, evaluate(*options.eval_data, limits));
     Event event;
     event.kind = EventKind::kEvaluate;
     event.show = true;
     event.evaluation = &evaluation;
-    return tell(event);
+    mine = tell(event);
+    return {};
   };
   const auto save_now = [&]() -> Status {
+    AMXT_TRY(agree_on_mine());
     AMXT_ASSIGN(const std::string path, save_keeping(options.output, options.keep, limits));
     last_saved = step;
     Event event;
     event.kind = EventKind::kSave;
     event.show = true;
     event.path = path;
-    return tell(event);
+    mine = tell(event);
+    return {};
   };
 
   Batch batch;
@@ -128,15 +138,16 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
                parts_.options.sequence_length);
   bool evaluated = false;
   while (step < steps && verdict == RunVerdict::kContinue) {
-    AMXT_TRY(fill_batch(data, state().position, &batch));
-    AMXT_ASSIGN(const StepMetrics metrics, take_step(batch, true, limits));
+    if (mine) mine = fill_batch(data, state().position, &batch);
+    AMXT_ASSIGN(const StepMetrics metrics,
+                take_step(batch, true, limits, std::exchange(mine, Status())));
     step = metrics.step;
-    if (metrics_file) AMXT_TRY(metrics_file->add(metrics));
+    if (metrics_file) mine = metrics_file->add(metrics);
     Event event;
     event.kind = EventKind::kStep;
     event.show = step % parts_.options.log_steps == 0 || step == steps || metrics.skipped;
     event.metrics = &metrics;
-    AMXT_TRY(tell(event));
+    if (mine) mine = tell(event);
     evaluated = false;
     if (options.eval_data != nullptr && options.eval_steps > 0 && step % options.eval_steps == 0) {
       AMXT_TRY(evaluate_now());
@@ -146,6 +157,7 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
         verdict != RunVerdict::kPause)
       AMXT_TRY(save_now());
   }
+  AMXT_TRY(agree_on_mine());
   if (verdict == RunVerdict::kPause) return {};
   if (options.eval_data != nullptr && !evaluated) AMXT_TRY(evaluate_now());
   Event done;
@@ -153,10 +165,12 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   done.show = true;
   if (saves) {
     if (last_saved != step) AMXT_TRY(save_now());
+    AMXT_TRY(agree_on_mine());
     done.path = join_path(options.output, "final");
     AMXT_TRY(export_from(done.path, options.model_directory, limits));
   }
-  return tell(done);
+  if (mine) mine = tell(done);
+  return agree_on_mine();
 }
 
 }  // namespace amxt::train

@@ -661,8 +661,9 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
 }
 
 template <typename E>
-Status StepRunner<E>::phase_one(const Batch& batch) {
+Status StepRunner<E>::phase_one(const Batch& batch, const StepInput& input) {
   publish_counts(batch);
+  mailbox_[p_.group->local_rank()].learning_rate = input.learning_rate;
   AMXT_TRY(control_->barrier());
   set_scales(batch);
   const int64_t wave = p_.plan->wave, accumulate = p_.options->accumulate;
@@ -723,6 +724,14 @@ std::optional<Error> StepRunner<E>::nonfinite(const StepInput& step, double norm
 // What every rank computes from the same shared numbers in the same order.
 template <typename E>
 Status StepRunner<E>::agree(const StepInput& step, StepResult* result) {
+  for (int rank = 1; rank < ranks(); ++rank) {
+    const double first = mailbox_[0].learning_rate, other = mailbox_[rank].learning_rate;
+    if (first == other) continue;
+    return Error(Code::kMismatch, fmt::format("ranks disagree on the learning rate: rank 0 has {}, "
+                                              "rank {} has {}",
+                                              first, rank, other))
+        .with_rank(rank);
+  }
   const int64_t all = p_.options->accumulate * ranks();
   double loss = 0, weight = 0, means = 0;
   for (int64_t k = 0; k < all; ++k) {
@@ -771,8 +780,9 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
     return error;
   };
+  if (input.refused) return leave(*input.refused);
   if (Status ok = check_batch(batch, true); !ok) return leave(std::move(ok).error());
-  if (Status ok = phase_one(batch); !ok) return leave(std::move(ok).error());
+  if (Status ok = phase_one(batch, input); !ok) return leave(std::move(ok).error());
   // Every rank comes to the same verdict from the same numbers: no rank needs to be told.
   AMXT_TRY(agree(input, &result));
   if (!input.commit) {
@@ -814,13 +824,15 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
 
 template <typename E>
 auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities,
-                             const StepControl::Limits& limits) -> Result<Evaluation> {
+                             const StepControl::Limits& limits, const std::optional<Error>& refused)
+    -> Result<Evaluation> {
   AMXT_TRY(control_->start(limits));
   const auto leave = [&](Error error) -> Error {
     if (static_cast<int>(error.code()) >= 100) return error;
     if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
     return error;
   };
+  if (refused) return leave(*refused);
   const auto compute = [&]() -> Status {
     AMXT_TRY(check_batch(batch, false));
     publish_counts(batch);

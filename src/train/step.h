@@ -37,7 +37,8 @@ struct StepInput {
   int64_t step = 1;    // number of this step, from 1, for messages
   int64_t update = 1;  // of the optimizer, from 1, for bias correction: skipped steps do not count
   double learning_rate = 0;
-  bool commit = true;  // false: gradients only, nothing changes
+  bool commit = true;            // false: gradients only, nothing changes
+  std::optional<Error> refused;  // why this rank can't take it: then no rank does
 };
 
 struct StepResult {
@@ -76,13 +77,15 @@ class StepRunner {
 
   // Collective. Mean-loss parts of one batch of any number of samples (at most a step's) without gradients: sum of weighted losses and of
   // weights over all ranks, in order of k. log_probabilities: [samples, sequence] of the targets (0 where there is none), or null.
+  // `refused`: as of StepInput.
   struct Evaluation {
     double loss_sum = 0;
     double weight_sum = 0;
     int64_t tokens = 0;
   };
   Result<Evaluation> evaluate(const Batch& batch, float* log_probabilities,
-                              const StepControl::Limits& limits);
+                              const StepControl::Limits& limits,
+                              const std::optional<Error>& refused = std::nullopt);
 
   StepControl& control() { return *control_; }
   // Memory of all ranks, exchanged: each rank's private and proportional bytes. Collective.
@@ -109,12 +112,13 @@ class StepRunner {
     int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
     int64_t private_bytes, pss_bytes, peak_rss_bytes;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
+    double learning_rate;
     double seconds;
   };
 
   explicit StepRunner(const Parts& parts) : p_(parts) {}
   Status carve();
-  Status phase_one(const Batch& batch);
+  Status phase_one(const Batch& batch, const StepInput& input);
   Status agree(const StepInput& input, StepResult* result);
   Status check_batch(const Batch& batch, bool whole) const;
   Status forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep);

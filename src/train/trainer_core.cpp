@@ -145,11 +145,12 @@ std::vector<MemoryStage> TrainerCore::memory_report() const {
 }
 
 Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
-                                           const CallLimits& limits) {
+                                           const CallLimits& limits, Status ready) {
   AMXT_TRY(require_ready());
-  AMXT_TRY(check_tokens(batch, config().vocab_size));
-  if (commit) AMXT_TRY(require_rate());
+  if (ready) ready = check_tokens(batch, config().vocab_size);
+  if (ready && commit) ready = require_rate();
   StepInput input;
+  if (!ready) input.refused = std::move(ready).error();
   bool first = false;
   {
     std::lock_guard lock(mutex_);
@@ -195,7 +196,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
   }
   if (commit && first) {
     const bool second = !memory_report().empty() && memory_report().back().stage == "first step";
-    AMXT_TRY(record_memory(second ? "step" : "first step", limits));
+    // The step is taken: neither its deadline nor a cancel may make it an error now.
+    AMXT_TRY(record_memory(second ? "step" : "first step", {}));
   }
   return metrics;
 }
@@ -211,7 +213,9 @@ Result<StepMetrics> TrainerCore::gradients(const Batch& batch, const CallLimits&
 Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabilities,
                             const CallLimits& limits) {
   AMXT_TRY(require_ready());
-  AMXT_TRY(check_tokens(batch, config().vocab_size));
+  std::optional<Error> refused;
+  if (Status tokens = check_tokens(batch, config().vocab_size); !tokens)
+    refused = std::move(tokens).error();
   const int64_t most = parts_.options.micro_batch * parts_.options.accumulate;
   for (int64_t first = 0; first < batch.samples; first += most) {
     const int64_t n = std::min(most, batch.samples - first);
@@ -227,7 +231,8 @@ Status TrainerCore::forward(const Batch& batch, std::span<float> log_probabiliti
     copy(batch.weight, part.weight);
     float* to =
         log_probabilities.empty() ? nullptr : log_probabilities.data() + first * batch.sequence;
-    AMXT_ASSIGN([[maybe_unused]] const LossSums sums, run_forward(part, to, step_limits(limits)));
+    AMXT_ASSIGN([[maybe_unused]] const LossSums sums,
+                run_forward(part, to, step_limits(limits), refused));
   }
   return {};
 }
@@ -301,12 +306,16 @@ Result<Evaluation> TrainerCore::evaluate(const io::Dataset& data, const CallLimi
       }
     }
     batch.resize(static_cast<int64_t>(mine.size()), parts_.options.sequence_length);
-    for (size_t i = 0; i < mine.size(); ++i) {
-      AMXT_ASSIGN(const io::SampleCounts counts,
-                  data.read(mine[i], batch.sample(static_cast<int64_t>(i))));
-      batch.tokens += counts.tokens;
+    std::optional<Error> refused;
+    for (size_t i = 0; i < mine.size() && !refused; ++i) {
+      Result<io::SampleCounts> counts = data.read(mine[i], batch.sample(static_cast<int64_t>(i)));
+      if (!counts) {
+        refused = std::move(counts).error();
+      } else {
+        batch.tokens += counts->tokens;
+      }
     }
-    AMXT_ASSIGN(const LossSums sums, run_forward(batch, nullptr, step_limits(limits)));
+    AMXT_ASSIGN(const LossSums sums, run_forward(batch, nullptr, step_limits(limits), refused));
     loss += sums.loss;
     weight += sums.weight;
     evaluation.tokens += sums.counted;

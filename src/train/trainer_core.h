@@ -57,8 +57,10 @@ class TrainerCore : public Trainer {
   };
   virtual Result<StepResult> run_step(const Batch& batch, const StepInput& input,
                                       const StepControl::Limits& limits) = 0;
+  // `refused`: why this rank can't take part; then no rank does.
   virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
-                                       const StepControl::Limits& limits) = 0;
+                                       const StepControl::Limits& limits,
+                                       const std::optional<Error>& refused) = 0;
   struct RankMemory {
     int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
   };
@@ -66,8 +68,10 @@ class TrainerCore : public Trainer {
 
   // Everything of the state that is not in tensors.
   checkpoint::TrainingState training_state() const;
-  // Takes it back; a change that would move the data or the schedule is kMismatch unless options.reschedule.
-  Status take_training_state(const checkpoint::TrainingState& training);
+  // A change that would move the data is kMismatch unless options.reschedule; other changes are warnings.
+  Status check_training_state(const checkpoint::TrainingState& training) const;
+  // Takes it back, when the tensors are there.
+  void take_training_state(const checkpoint::TrainingState& training);
   // Saves, and lets the newest `keep` checkpoints stay.
   virtual Result<std::string> save_keeping(const std::string& output, int64_t keep,
                                            const CallLimits& limits) = 0;
@@ -80,7 +84,9 @@ class TrainerCore : public Trainer {
   Status check_same_model(const model::ModelConfig& other, const std::string& path) const;
   // Records the memory of all ranks under the name of a stage. Collective.
   Status record_memory(const std::string& stage, const CallLimits& limits);
-  Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits);
+  // `ready`: an error that this rank has met before; all ranks get it, and none takes the step.
+  Result<StepMetrics> take_step(const Batch& batch, bool commit, const CallLimits& limits,
+                                Status ready = {});
   Status require_rate() const;
   double rate_of_next_step() const;  // with mutex_ held
   // Steps of the job that `options` asks for.

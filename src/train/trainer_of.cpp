@@ -155,11 +155,13 @@ Status TrainerOf<E>::restore_from(const checkpoint::Manifest& manifest, checkpoi
     if (parts_.options.forward_only)
       return Error(Code::kInvalidState,
                    "a trainer for forward only takes weights (load), not the state of training");
-    AMXT_TRY(take_training_state(manifest.training));
+    AMXT_TRY(check_training_state(manifest.training));
   }
   AMXT_TRY(allocate(limits));
-  return checkpoint::restore(manifest, what, config(), *parameters_, group(), parts_.setup.progress,
-                             limits.deadline, limits.cancel);
+  AMXT_TRY(checkpoint::restore(manifest, what, config(), *parameters_, group(),
+                               parts_.setup.progress, limits.deadline, limits.cancel));
+  if (what == checkpoint::Restore::kState) take_training_state(manifest.training);
+  return {};
 }
 
 // Of a directory of checkpoints, the newest whose checksums are right: what was whole when it was written and is broken now must not hold
@@ -200,12 +202,9 @@ Status TrainerOf<E>::resume(const std::string& path, const CallLimits& limits) {
   pool_->pin_caller();
   // A trainer that failed after a commit starts over with new memory.
   drop_state();
-  const TrainerState before = state();
   Status resumed = resume_from(path, limits);
   if (!resumed) {
     drop_state();
-    std::lock_guard lock(mutex_);
-    state_ = before;
     return resumed;
   }
   return become_ready(limits);
@@ -262,9 +261,10 @@ Result<StepResult> TrainerOf<E>::run_step(const Batch& batch, const StepInput& i
 
 template <typename E>
 auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities,
-                               const StepControl::Limits& limits) -> Result<LossSums> {
+                               const StepControl::Limits& limits,
+                               const std::optional<Error>& refused) -> Result<LossSums> {
   pool_->pin_caller();
-  AMXT_ASSIGN(const auto sums, runner_->evaluate(batch, log_probabilities, limits));
+  AMXT_ASSIGN(const auto sums, runner_->evaluate(batch, log_probabilities, limits, refused));
   return LossSums{sums.loss_sum, sums.weight_sum, sums.tokens};
 }
 
@@ -327,13 +327,14 @@ Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, i
       kind != store::RowKind::kCompute) {
     return Error(Code::kInvalidState, "a trainer for forward only has no gradients or moments");
   }
-  AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
-  AMXT_ASSIGN(
-      const std::vector<std::string> asked,
-      checkpoint::agree(group(),
-                        Result<std::string>(fmt::format("{} {} {} {}", tensor,
-                                                        static_cast<int>(kind), first_row, rows)),
-                        limits.deadline));
+  const Result<RowRequest> found = find_rows(tensor, first_row, rows, values.size());
+  const auto asks = [&]() -> Result<std::string> {
+    if (!found) return Error(found.error());
+    return fmt::format("{} {} {} {}", tensor, static_cast<int>(kind), first_row, rows);
+  };
+  AMXT_ASSIGN(const std::vector<std::string> asked,
+              checkpoint::agree(group(), asks(), limits.deadline));
+  const RowRequest& request = *found;
   for (size_t rank = 1; rank < asked.size(); ++rank) {
     if (asked[rank] != asked[0]) {
       return Error(Code::kMismatch, fmt::format("rank 0 asks for {}, rank {} for {}",
@@ -369,7 +370,10 @@ Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, 
   if (parts_.options.forward_only && kind != store::RowKind::kMaster)
     return Error(Code::kInvalidState, "a trainer for forward only has no moments");
   if (values.empty()) return Error(Code::kInvalidArgument, "no values are given");
-  AMXT_ASSIGN(const RowRequest request, find_rows(tensor, first_row, rows, values.size()));
+  const Result<RowRequest> found = find_rows(tensor, first_row, rows, values.size());
+  AMXT_TRY(
+      checkpoint::agree(group(), found ? Status() : Status(Error(found.error())), limits.deadline));
+  const RowRequest& request = *found;
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
   AMXT_TRY(group().barrier(limits.deadline, limits.cancel));  // nobody reads the old ones any more
   own_rows(

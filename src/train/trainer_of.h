@@ -35,7 +35,8 @@ class TrainerOf final : public TrainerCore {
   Result<StepResult> run_step(const Batch& batch, const StepInput& input,
                               const StepControl::Limits& limits) override;
   Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
-                               const StepControl::Limits& limits) override;
+                               const StepControl::Limits& limits,
+                               const std::optional<Error>& refused) override;
   Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) override;
 
  private:

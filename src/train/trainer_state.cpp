@@ -62,7 +62,7 @@ checkpoint::TrainingState TrainerCore::training_state() const {
   return t;
 }
 
-Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
+Status TrainerCore::check_training_state(const checkpoint::TrainingState& t) const {
   const EffectiveOptions& options = parts_.options;
   const auto moves_data = [&](const char* what, const std::string& was, const std::string& is) {
     return Error(Code::kMismatch,
@@ -102,17 +102,20 @@ Status TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
     log().warning(fmt::format("the checkpoint was saved with compute in {}; it goes on in {}",
                               t.compute_dtype, compute_type_name(options.compute_type)));
   }
+  return {};
+}
+
+void TrainerCore::take_training_state(const checkpoint::TrainingState& t) {
   std::lock_guard lock(mutex_);
   state_.step = t.step;
   state_.position = t.data.position;
   state_.total_steps = t.total_steps;
-  if (!options.horizon_given) parts_.options.schedule.total_steps = t.total_steps;
+  if (!parts_.options.horizon_given) parts_.options.schedule.total_steps = t.total_steps;
   updates_ = t.optimizer.updates;
   rate_override_ = t.schedule.fixed_rate;
   samples_of_epoch_ = t.data.samples;
   data_fingerprint_ = t.data.fingerprint;
   mode_name_ = t.data.mode;
-  return {};
 }
 
 Result<std::string> TrainerCore::choose_checkpoint(const RunOptions& options) const {

@@ -67,6 +67,35 @@ static void several_files_are_one_data_set(void** state) {
   fixture_free(f);
 }
 
+static void no_separator_can_be_asked_for(void** state) {
+  struct fixture* f = fixture_new();
+  amxt_dataset_options options = AMXT_DATASET_OPTIONS_INIT;
+  char path[128], *json = NULL;
+  FILE* file = NULL;
+  (void)state;
+  snprintf(path, sizeof(path), "%s/stream.bin", f->folder);
+  file = fopen(path, "wb");
+  assert_non_null(file);
+  fwrite("\1\0\2\0\3\0\4\0", 1, 8, file);
+  fclose(file);
+  options.vocab_size = 256;
+  options.separator = -1;
+  OK(amxt_dataset_open(f->runtime, path, &options, &f->dataset, &err));
+  OK(amxt_dataset_info(f->dataset, &json, &err));
+  HAS(json, "\"separator\":null");
+  HAS(json, "\"documents\":1");
+  amxt_string_destroy(json);
+  amxt_dataset_destroy(f->dataset);
+  f->dataset = NULL;
+  options.separator = 2;
+  OK(amxt_dataset_open(f->runtime, path, &options, &f->dataset, &err));
+  OK(amxt_dataset_info(f->dataset, &json, &err));
+  HAS(json, "\"separator\":2");
+  HAS(json, "\"documents\":2");
+  amxt_string_destroy(json);
+  fixture_free(f);
+}
+
 static void values_come_from_the_model(void** state) {
   struct fixture* f = fixture_with_model();
   amxt_dataset_options options = AMXT_DATASET_OPTIONS_INIT;
@@ -258,6 +287,7 @@ int main(void) {
       cmocka_unit_test(documents_come_back_as_samples),
       cmocka_unit_test(padding_takes_a_document_a_sample),
       cmocka_unit_test(several_files_are_one_data_set),
+      cmocka_unit_test(no_separator_can_be_asked_for),
       cmocka_unit_test(values_come_from_the_model),
       cmocka_unit_test(bad_data_is_refused_by_name),
       cmocka_unit_test(null_data_sets_are_refused),

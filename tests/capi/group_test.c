@@ -133,6 +133,25 @@ static void after_abort_calls_tell_the_reason(void** state) {
   fixture_free(f);
 }
 
+/* Three bytes a character: at two of three lengths the end of the message falls within one. */
+static void a_long_message_ends_with_a_whole_character(void** state) {
+  (void)state;
+  for (size_t shift = 0; shift < 3; ++shift) {
+    struct fixture* f = fixture_new();
+    char reason[4096] = "";
+    amxt_error error = AMXT_ERROR_INIT;
+    for (size_t i = 0; i < shift; ++i) strcat(reason, "x");
+    while (strlen(reason) < 3000) strcat(reason, "\xe2\x82\xac");
+    OK(amxt_group_create(f->runtime, NULL, &f->group, &err));
+    OK(amxt_group_abort(f->group, reason, &err));
+    assert_int_equal(amxt_group_barrier(f->group, AMXT_SECONDS(5), &error), AMXT_E_COMM_ABORTED);
+    const size_t length = strlen(error.message);
+    assert_true(length > sizeof(error.message) - 4);
+    assert_string_equal(error.message + length - 3, "\xe2\x82\xac");
+    fixture_free(f);
+  }
+}
+
 static void a_group_outlives_its_runtime(void** state) {
   struct fixture* f = fixture_new();
   (void)state;
@@ -176,6 +195,7 @@ int main(void) {
       cmocka_unit_test(a_missing_peer_ends_in_time),
       cmocka_unit_test(after_finalize_there_is_nothing_but_destroy),
       cmocka_unit_test(after_abort_calls_tell_the_reason),
+      cmocka_unit_test(a_long_message_ends_with_a_whole_character),
       cmocka_unit_test(a_group_outlives_its_runtime),
       cmocka_unit_test(null_arguments_are_refused),
   };

@@ -135,6 +135,43 @@ static void an_operation_is_done_once(void** state) {
   fixture_free(f);
 }
 
+struct chain {
+  struct fixture* f;
+  amxt_op* next;
+  int32_t next_is_done;
+};
+
+static void submit_next(amxt_status status, const amxt_error* error, void* user_data) {
+  struct chain* chain = user_data;
+  (void)error;
+  assert_int_equal(status, AMXT_OK);
+  OK(amxt_trainer_step_async(chain->f->trainer, &chain->f->batch, NULL, &chain->next, &err));
+  OK(amxt_op_test(chain->next, &chain->next_is_done, &err));
+  FAILS(AMXT_E_INVALID_STATE, "on the thread that runs it",
+        amxt_op_wait(chain->next, AMXT_POLL, &err));
+}
+
+/* The thread that would run it is in the callback that submits it. */
+static void an_operation_is_not_done_before_it_has_run(void** state) {
+  struct fixture* f = fixture_loaded();
+  struct chain chain = {f, NULL, -1};
+  amxt_op* first = NULL;
+  int32_t is_done = 0;
+  (void)state;
+  OK(amxt_trainer_step_async(f->trainer, &f->batch, NULL, &first, &err));
+  OK(amxt_op_on_done(first, submit_next, &chain, &err));
+  OK(amxt_op_wait(first, LONG, &err));
+  step_once(f); /* on the same thread, after the callback */
+  assert_int_equal(chain.next_is_done, 0);
+  OK(amxt_op_wait(chain.next, LONG, &err));
+  assert_int_equal(state_step(f->trainer), 3);
+  OK(amxt_op_test(chain.next, &is_done, &err));
+  assert_int_equal(is_done, 1);
+  amxt_op_destroy(first);
+  amxt_op_destroy(chain.next);
+  fixture_free(f);
+}
+
 static void a_queued_operation_can_be_cancelled(void** state) {
   struct fixture* f = fixture_loaded();
   amxt_op *first = NULL, *second = NULL;
@@ -634,6 +671,7 @@ int main(void) {
       cmocka_unit_test(bad_batches_are_refused_and_change_nothing),
       cmocka_unit_test(a_step_that_may_not_wait_changes_nothing),
       cmocka_unit_test(an_operation_is_done_once),
+      cmocka_unit_test(an_operation_is_not_done_before_it_has_run),
       cmocka_unit_test(a_queued_operation_can_be_cancelled),
       cmocka_unit_test(an_operation_outlives_its_trainer),
       cmocka_unit_test(null_operations_are_refused),

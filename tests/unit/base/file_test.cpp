@@ -6,6 +6,8 @@
 
 #include <cerrno>
 #include <cstdlib>
+#include <string>
+#include <vector>
 
 #include "base/text.h"
 
@@ -112,6 +114,31 @@ TEST_F(FileTest, AnAtomicWriteThatFailsLeavesTheOldText) {
   }
   ASSERT_TRUE(write_text_file_atomically(at("f"), "new").ok());
   EXPECT_EQ(read_text_file(at("f"), 100).value(), "new");
+}
+
+TEST_F(FileTest, AnAtomicWriteIsOnDiskBeforeItHasItsNameAndItsNameThen) {
+  std::vector<std::string> operations;
+  set_file_fault([&](std::string_view operation, const std::string& path) {
+    operations.push_back(std::string(operation) + " " + (path == folder_ ? "." : base_name(path)));
+    return 0;
+  });
+  ASSERT_TRUE(write_text_file_atomically(at("f"), "text").ok());
+  set_file_fault({});
+  EXPECT_EQ(operations, (std::vector<std::string>{"create f.tmp", "write f.tmp", "sync f.tmp",
+                                                  "rename f", "sync_directory ."}));
+}
+
+TEST_F(FileTest, WhatIsAppendedStandsBehindWhatIsThere) {
+  write("f", "one\n");
+  const auto file = File::open_append(at("f"));
+  ASSERT_TRUE(file.ok()) << file.error().message();
+  EXPECT_TRUE(file->is_regular());
+  EXPECT_TRUE(file->append("two\n").ok());
+  EXPECT_TRUE(file->truncate(6).ok());
+  EXPECT_TRUE(file->append("!").ok());
+  EXPECT_EQ(read_text_file(at("f"), 100).value(), "one\ntw!");
+  ASSERT_EQ(mkfifo(at("pipe").c_str(), 0600), 0);
+  EXPECT_FALSE(File::open_append(at("pipe")).value().is_regular());
 }
 
 TEST_F(FileTest, ASmallFileLongerThanItsLimitIsRefusedUnread) {

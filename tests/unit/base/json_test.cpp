@@ -44,6 +44,7 @@ TEST(JsonTest, RefusesBrokenTextWithItsPlace) {
   EXPECT_NE(message_of("").find("not valid JSON"), std::string::npos);
   EXPECT_NE(message_of("{} x").find("not valid JSON"), std::string::npos);
   EXPECT_EQ(message_of("\"\xff\""), "not valid UTF-8");
+  EXPECT_EQ(message_of(std::string_view("{}\0{}", 5)), "not valid JSON at byte 3: a NUL byte");
 }
 
 }  // namespace

@@ -104,6 +104,20 @@ TEST(Blocks, a_cancel_from_another_thread_ends_the_work) {
   EXPECT_EQ(status.error().message(), "test: cancelled");
 }
 
+TEST(Blocks, a_deadline_that_passes_meanwhile_ends_the_work) {
+  const Deadline deadline = Deadline::after(5'000'000);
+  const Status status = run_blocks(some_blocks(1, 100'000), "test", {}, deadline, nullptr,
+                                   [&](size_t, std::span<std::byte>) -> Status {
+                                     while (!deadline.passed()) std::this_thread::yield();
+                                     // Never done before the deadline is seen.
+                                     std::this_thread::sleep_for(std::chrono::microseconds(100));
+                                     return {};
+                                   });
+  ASSERT_FALSE(status.ok());
+  EXPECT_EQ(status.error().code(), Code::kTimeout);
+  EXPECT_EQ(status.error().message(), "test: the deadline has passed");
+}
+
 TEST(Blocks, a_progress_that_fails_ends_the_work) {
   const Progress refuse = [](const ProgressReport&) -> Status { return Error(Code::kUser, "no"); };
   const Status status = run_blocks(some_blocks(1, 5), "test", refuse, Deadline::never(), nullptr,
