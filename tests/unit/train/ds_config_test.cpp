@@ -243,7 +243,7 @@ TEST(DsConfig, ListsBothSidesOfEachContradiction) {
               {"'ds.json': ", "ds train_micro_batch_size_per_gpu=1 vs --micro-batch 2",
                "ds gradient_accumulation_steps=4 vs --accumulate 1",
                "ds gradient_clipping=1 vs --clip 0.5", "ds optimizer.params.lr=2e-05 vs --lr 1e-05",
-               "ds optimizer.params.betas[1]=0.999 vs beta2 0.95",
+               "ds optimizer.params.betas[1]=0.999 vs --beta2 0.95",
                "ds bf16.enabled=true vs --compute-dtype float32",
                "ds steps_per_print=1000 vs --log-steps 1",
                "ds optimizer.params.weight_decay=0.01 vs --weight-decay 0"});
@@ -343,7 +343,7 @@ TEST(DsConfig, ReadsTheTypeOfGradients) {
   TrainOptions given;
   given.gradient_type = GradientType::kBFloat16;
   contradicts("{" + bf16 + R"("data_types": {"grad_accum_dtype": "fp32"}})", given,
-              {"ds data_types.grad_accum_dtype=float32 vs gradient_dtype bfloat16"});
+              {"ds data_types.grad_accum_dtype=float32 vs --gradient-dtype bfloat16"});
 }
 
 // --- ZeRO ---
@@ -440,8 +440,8 @@ TEST(DsConfig, ChecksTheRangesOfTheOptimizer) {
   refused(with(R"("betas": [0.9, "x"])"), Code::kFormat, {"betas"});
   refused(with(R"("lr": "2e-5")"), Code::kFormat, {"optimizer.params.lr", "number", "2e-5"});
   refused(with(R"("lr": -1)"), Code::kFormat, {"negative"});
-  contradicts(with(R"("betas": [0.9, 1.0])"), {}, {"'ds.json': beta2 1"});
-  contradicts(with(R"("eps": 0)"), {}, {"'ds.json': epsilon 0"});
+  contradicts(with(R"("betas": [0.9, 1.0])"), {}, {"'ds.json': optimizer.params.betas[1] 1"});
+  contradicts(with(R"("eps": 0)"), {}, {"'ds.json': optimizer.params.eps 0"});
 }
 
 // --- scheduler ---
