@@ -35,7 +35,8 @@ TEST(Plan, CountsEveryPartAndTheSumIsThePeak) {
     EffectiveOptions options;
     options.world_size = ranks;
     const MemoryPlan p = plan(config, options, ranks);
-    const Json json = must(parse_json(plan_json(config, options, p)));
+    const Json json = must(parse_json(plan_json(config, options, p, {"a note"})));
+    EXPECT_EQ(json["notes"], Json::array({"a note"}));
     int64_t per_rank = 0, shared = 0;
     for (const Json& part : json["parts"]) {
       EXPECT_GT(part["bytes"].get<int64_t>(), 0) << part;
@@ -215,7 +216,7 @@ TEST(Plan, RefusesWithTheNumbersThatDecide) {
   EXPECT_THAT(refused.error().message(), HasSubstr("each of 2 ranks"));
   EXPECT_THAT(refused.error().message(), HasSubstr("memory given for a node of 16.0 GiB"));
   EXPECT_GT(p.peak_bytes_per_node(), 12 * model::parameter_count(config));
-  EXPECT_EQ(must(parse_json(plan_json(config, options, p)))["fits"], false);
+  EXPECT_EQ(must(parse_json(plan_json(config, options, p, {})))["fits"], false);
 }
 
 TEST(Plan, RecomputesWhenActivationsAreMuchOfTheJobThoughThereIsRoom) {
