@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <chrono>
 #include <set>
 #include <thread>
 
@@ -67,6 +68,8 @@ TEST(Blocks, a_failing_block_ends_the_work) {
                                    [&](size_t block, std::span<std::byte>) -> Status {
                                      ++worked;
                                      if (block == 7) return Error(Code::kIo, "block 7");
+                                     // As long as a read takes: the error has time to be seen.
+                                     std::this_thread::sleep_for(std::chrono::milliseconds(1));
                                      return {};
                                    });
   ASSERT_FALSE(status.ok());
