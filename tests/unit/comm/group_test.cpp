@@ -168,6 +168,16 @@ TEST(Group, RanksThatAskForDifferentMemoryAllHearIt) {
   });
 }
 
+TEST(Group, RanksThatAskForMemoryUnderDifferentNamesAllHearIt) {
+  RankThreads(2, [](Group& group) {
+    const auto memory = group.share(group.rank() == 0 ? "weights" : "arena", 4096, soon());
+    ASSERT_FALSE(memory);
+    EXPECT_EQ(memory.error().code(), Code::kMismatch);
+    EXPECT_THAT(memory.error().message(), AllOf(HasSubstr("'weights'"), HasSubstr("'arena'")));
+    EXPECT_TRUE(group.barrier(soon()));
+  });
+}
+
 TEST(Group, MemoryThatCannotBeMappedIsEveryonesError) {
   RankThreads(2, [](Group& group) {
     const auto memory = group.share("too much", int64_t{1} << 60, soon());
