@@ -1,12 +1,12 @@
 #include "comm/launch.h"
 
 #include <fmt/format.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
-#include <cstdlib>
-#include <iterator>
+#include <utility>
 
 #include "base/text.h"
 
@@ -15,26 +15,6 @@ namespace {
 
 constexpr int kMaxLocalRanks = 64;
 
-constexpr const char* kRankVariables[] = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"};
-constexpr const char* kAllVariables[] = {
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"};
-// Sizes that other launchers set. They are not read yet, but whoever starts four processes that
-// each believe to be alone should be told.
-constexpr const char* kOtherLaunchers[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE",
-                                           "MV2_COMM_WORLD_SIZE",  "SLURM_NTASKS",
-                                           "PET_NNODES",           "JAX_NUM_PROCESSES"};
-
-// The six variables as a line: "RANK='0', WORLD_SIZE unset, ...".
-std::string seen(const Environment& environment) {
-  std::string line;
-  for (const char* name : kAllVariables) {
-    const auto value = environment(name);
-    line += fmt::format("{}{}{}", line.empty() ? "" : ", ", name,
-                        value ? "=" + quote(*value) : " unset");
-  }
-  return line;
-}
-
 std::string seen(const GroupOptions& options) {
   const auto number = [](int value) { return value < 0 ? "unset" : std::to_string(value); };
   return fmt::format("rank {}, world_size {}, local_rank {}, local_world_size {}",
@@ -42,7 +22,8 @@ std::string seen(const GroupOptions& options) {
                      number(options.local_world_size));
 }
 
-Result<int> parse_number(const char* name, const std::string& text, int lowest, int highest) {
+Result<int> parse_number(const std::string& name, const std::string& text, int lowest,
+                         int highest) {
   int value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error == std::errc::invalid_argument || end != text.data() + text.size()) {
@@ -56,22 +37,23 @@ Result<int> parse_number(const char* name, const std::string& text, int lowest, 
 }
 
 // -1 when the variable is unset.
-Result<int> number_of(const Environment& environment, const char* name, int lowest, int highest) {
-  const auto text = environment(name);
-  if (!text) return -1;
-  return parse_number(name, *text, lowest, highest);
+Result<int> number_of(const Variable& variable, int lowest, int highest) {
+  if (!variable.value) return -1;
+  return parse_number(variable.name, *variable.value, lowest, highest);
 }
 
 // What came from where, before anything is derived; -1 and "" are unset.
 struct Found {
   int rank = -1, world_size = -1, local_rank = -1, local_world_size = -1;
+  int nodes = -1;
   std::string master_address;
   int master_port = -1;
-  bool from_options = false;  // names in messages are those of the options
+  std::optional<LauncherSet> set;  // none: from the options, and names in messages are theirs
   std::string seen;
 
-  const char* name(const char* option, const char* variable) const {
-    return from_options ? option : variable;
+  std::string name(const char* option, Variable LauncherSet::* variable) const {
+    if (!set || ((*set).*variable).name.empty()) return option;
+    return ((*set).*variable).name;
   }
 };
 
@@ -80,7 +62,6 @@ Error contradiction(const Found& found, const std::string& what) {
 }
 
 Status read_options(const GroupOptions& options, Found* found) {
-  found->from_options = true;
   found->rank = options.rank;
   found->world_size = options.world_size;
   found->local_rank = options.local_rank;
@@ -94,35 +75,103 @@ Status read_options(const GroupOptions& options, Found* found) {
   return {};
 }
 
-Status read_environment(const Environment& environment, const GroupOptions& options, Found* found) {
-  found->seen = seen(environment);
-  AMXT_ASSIGN(found->rank, number_of(environment, "RANK", 0, INT32_MAX));
-  AMXT_ASSIGN(found->world_size, number_of(environment, "WORLD_SIZE", 1, INT32_MAX));
-  AMXT_ASSIGN(found->local_rank, number_of(environment, "LOCAL_RANK", 0, INT32_MAX));
-  AMXT_ASSIGN(found->local_world_size, number_of(environment, "LOCAL_WORLD_SIZE", 1, INT32_MAX));
-  if (options.local_rank >= 0) found->local_rank = options.local_rank;
-  if (options.local_world_size >= 0) found->local_world_size = options.local_world_size;
+Status read_set(const LauncherSet& set, Found* found) {
+  found->set = set;
+  found->seen = set.seen();
+  AMXT_ASSIGN(found->rank, number_of(set.rank, 0, INT32_MAX));
+  AMXT_ASSIGN(found->world_size, number_of(set.world_size, 1, INT32_MAX));
+  AMXT_ASSIGN(found->local_rank, number_of(set.local_rank, 0, INT32_MAX));
+  AMXT_ASSIGN(found->nodes, number_of(set.nodes, 1, INT32_MAX));
   if (found->rank < 0 || found->world_size < 0) {
-    return contradiction(*found, fmt::format("the launcher's variables are incomplete: {} is unset",
-                                             found->rank < 0 ? "RANK" : "WORLD_SIZE"));
+    return contradiction(*found,
+                         fmt::format("the launcher's variables are incomplete: {} is unset",
+                                     found->rank < 0 ? set.rank.name : set.world_size.name));
   }
   return {};
 }
 
-// The address: the option, else the variable.
+// A number, or Slurm's list of tasks per node.
+Status read_local_size(const LauncherSet& set, Found* found) {
+  const Variable& size = set.local_size;
+  if (size.name != "SLURM_STEP_TASKS_PER_NODE" || !size.value) {
+    AMXT_ASSIGN(found->local_world_size, number_of(size, 1, INT32_MAX));
+    return {};
+  }
+  AMXT_ASSIGN(const int node, number_of(set.node, 0, INT32_MAX));
+  long long tasks = 0;
+  found->local_world_size = tasks_of_node(*size.value, std::max(node, 0), &tasks);
+  if (found->local_world_size < 0) {
+    return contradiction(*found, fmt::format("{}={} does not tell the tasks of node {}", size.name,
+                                             quote(*size.value), std::max(node, 0)));
+  }
+  if (tasks != found->world_size) {
+    return contradiction(
+        *found, fmt::format("{}={} makes {} tasks, {} is {}", size.name, quote(*size.value), tasks,
+                            set.world_size.name, found->world_size));
+  }
+  return {};
+}
+
+// Pods without local ranks have one rank each; so have those of a PyTorchJob, that sets the variables of torchrun but no local ones.
+bool is_one_rank_a_node(const Environment& environment, const LauncherSet& set) {
+  if (set.local_rank.name.empty()) return true;
+  return set.is_rank_family() && !set.local_rank.value && !set.local_size.value &&
+         environment("KUBERNETES_SERVICE_HOST").has_value();
+}
+
+Status read_environment(const Environment& environment, const LauncherSet& set,
+                        const GroupOptions& options, Found* found) {
+  AMXT_TRY(read_set(set, found));
+  AMXT_TRY(read_local_size(set, found));
+  if (is_one_rank_a_node(environment, set)) {
+    found->local_rank = 0;
+    found->local_world_size = 1;
+  }
+  if (options.local_rank >= 0) found->local_rank = options.local_rank;
+  if (options.local_world_size >= 0) found->local_world_size = options.local_world_size;
+  return {};
+}
+
+// The address: the option, else MASTER_ADDR and MASTER_PORT, else what the launcher calls them.
 Status read_master(const Environment& environment, const GroupOptions& options, Found* found) {
   if (options.master_port > 65535) {
     return contradiction(*found, fmt::format("master_port {} is above 65535", options.master_port));
   }
-  found->master_address = options.master_address;
-  if (found->master_address.empty()) {
-    found->master_address = environment("MASTER_ADDR").value_or("");
-  }
+  const auto variable = [&](const char* name, Variable LauncherSet::* launchers) {
+    const auto value = environment(name);
+    if (value || !found->set) return Variable{name, value};
+    return (*found->set).*launchers;
+  };
+  const Variable address = variable("MASTER_ADDR", &LauncherSet::address);
+  const Variable port = variable("MASTER_PORT", &LauncherSet::port);
+  found->master_address =
+      options.master_address.empty() ? address.value.value_or("") : options.master_address;
   found->master_port = options.master_port;
   if (found->master_port < 0) {
-    AMXT_ASSIGN(found->master_port, number_of(environment, "MASTER_PORT", 1, 65535));
+    AMXT_ASSIGN(found->master_port, number_of(port, 1, 65535));
+  }
+  // MASTER_PORT may override the port of a launcher that has none; otherwise both or neither.
+  const bool in_part = found->master_address.empty() != (found->master_port < 0);
+  if (found->set && in_part && (found->set->is_rank_family() || found->master_port < 0)) {
+    const bool no_port = found->master_port < 0;
+    return contradiction(
+        *found, fmt::format("{} is set and {} is unset", no_port ? address.name : port.name,
+                            no_port ? port.name : address.name));
   }
   return {};
+}
+
+// On one node, where the launcher has no address of its own, loopback and the job's port do.
+void derive_master(Found* found, std::vector<std::string>* notes) {
+  const LauncherSet& set = *found->set;
+  if (found->master_address.empty()) found->master_address = "127.0.0.1";
+  if (found->master_port > 0) return;
+  found->master_port = port_of_job(set.launcher->name, set.job);
+  notes->push_back(fmt::format(
+      "{} gives no address: 127.0.0.1 port {} taken, from {}; MASTER_PORT overrides it",
+      set.launcher->name, found->master_port,
+      set.job.empty() ? "its name, as it tells no job's id: two jobs at once need a port each"
+                      : "the job's id " + quote(set.job)));
 }
 
 Status check_ranks(const Found& found) {
@@ -131,28 +180,27 @@ Status check_ranks(const Found& found) {
   }
   if (found.rank >= found.world_size) {
     return contradiction(found, fmt::format("{} {} is outside a world of {} ranks (0 to {})",
-                                            found.name("rank", "RANK"), found.rank,
+                                            found.name("rank", &LauncherSet::rank), found.rank,
                                             found.world_size, found.world_size - 1));
   }
   return {};
 }
 
 // One machine for now.
-Status check_one_node(const Environment& environment, const Found& found) {
+Status check_one_node(const Found& found) {
   if (found.local_world_size > found.world_size) {
     return contradiction(
-        found,
-        fmt::format("{} {} is more than {} {}", found.name("local_world_size", "LOCAL_WORLD_SIZE"),
-                    found.local_world_size, found.name("world_size", "WORLD_SIZE"),
-                    found.world_size));
+        found, fmt::format("{} {} is more than {} {}",
+                           found.name("local_world_size", &LauncherSet::local_size),
+                           found.local_world_size,
+                           found.name("world_size", &LauncherSet::world_size), found.world_size));
   }
   std::string nodes;
   if (found.local_world_size >= 0 && found.local_world_size < found.world_size) {
     nodes =
         fmt::format("{} of {} ranks are on this machine", found.local_world_size, found.world_size);
-  } else if (!found.from_options) {
-    AMXT_ASSIGN(const int groups, number_of(environment, "GROUP_WORLD_SIZE", 1, INT32_MAX));
-    if (groups > 1) nodes = fmt::format("GROUP_WORLD_SIZE={}", groups);
+  } else if (found.nodes > 1) {
+    nodes = fmt::format("{}={}", found.set->nodes.name, found.nodes);
   }
   if (!nodes.empty()) {
     return Error(Code::kUnsupported,
@@ -166,7 +214,7 @@ Status derive_local(Found* found, std::vector<std::string>* notes) {
     found->local_world_size = found->world_size;
     if (found->world_size > 1) {
       notes->push_back(fmt::format("{} is unset: {} taken, all ranks on this machine",
-                                   found->name("local_world_size", "LOCAL_WORLD_SIZE"),
+                                   found->name("local_world_size", &LauncherSet::local_size),
                                    found->world_size));
     }
   }
@@ -174,12 +222,13 @@ Status derive_local(Found* found, std::vector<std::string>* notes) {
     found->local_rank = found->rank;
     if (found->world_size > 1) {
       notes->push_back(fmt::format("{} is unset: {} taken, the rank on one machine",
-                                   found->name("local_rank", "LOCAL_RANK"), found->rank));
+                                   found->name("local_rank", &LauncherSet::local_rank),
+                                   found->rank));
     }
   }
   if (found->local_rank >= found->local_world_size) {
     return contradiction(*found, fmt::format("{} {} is outside {} local ranks",
-                                             found->name("local_rank", "LOCAL_RANK"),
+                                             found->name("local_rank", &LauncherSet::local_rank),
                                              found->local_rank, found->local_world_size));
   }
   if (found->local_world_size > kMaxLocalRanks) {
@@ -189,66 +238,114 @@ Status derive_local(Found* found, std::vector<std::string>* notes) {
   return {};
 }
 
-LaunchInfo alone(const Environment& environment) {
+// RANK with WORLD_SIZE comes first, even in part; else the innermost complete set, else one that lacks its local rank; else none.
+const LauncherSet* innermost(const std::vector<LauncherSet>& sets) {
+  using Fits = bool (*)(const LauncherSet&);
+  const Fits preferences[] = {
+      [](const LauncherSet& set) { return set.is_rank_family() && set.has_ranks(); },
+      [](const LauncherSet& set) { return set.rank.name == "RANK"; },
+      [](const LauncherSet& set) { return set.refusal.empty() && set.is_complete(); },
+      [](const LauncherSet& set) { return set.refusal.empty() && set.has_ranks(); }};
+  for (const Fits fits : preferences) {
+    const auto set = std::find_if(sets.begin(), sets.end(), fits);
+    if (set != sets.end()) return &*set;
+  }
+  return nullptr;
+}
+
+std::string why_taken(const LauncherSet& set) {
+  if (set.is_rank_family()) return "RANK and WORLD_SIZE come before all others";
+  return set.is_complete() ? "the innermost complete set"
+                           : "the innermost set with ranks, none is complete";
+}
+
+// A line for every set that is there and not taken.
+void list_others(const std::vector<LauncherSet>& sets, const LauncherSet* taken,
+                 const std::string& first, std::vector<std::string>* notes) {
+  for (const LauncherSet& set : sets) {
+    if (&set == taken) continue;
+    const std::string why = !set.refusal.empty() ? set.refusal
+                            : !set.has_ranks()   ? "incomplete"
+                                                 : first;
+    notes->push_back(
+        fmt::format("{} is there, but not taken: {} ({})", set.launcher->name, why, set.seen()));
+  }
+}
+
+LaunchInfo alone(const Environment& environment, const std::vector<LauncherSet>& sets) {
   LaunchInfo info;
   info.source = "alone";
-  for (const char* name : kOtherLaunchers) {
-    const auto value = environment(name);
-    if (value && *value != "1") {
-      info.notes.push_back(fmt::format(
-          "{}={} is set, but ranks are read from RANK and WORLD_SIZE only: this process is alone",
-          name, quote(*value)));
-    }
+  info.reason = "no options, and no launcher's variables that count";
+  list_others(sets, nullptr, "", &info.notes);
+  if (!sets.empty()) info.notes.emplace_back("no launcher's ranks count: this process is alone");
+  if (const auto address = environment("MASTER_ADDR")) {
+    info.notes.push_back(fmt::format(
+        "MASTER_ADDR={} without RANK and WORLD_SIZE: this process is alone", quote(*address)));
   }
   return info;
 }
 
+std::string node_hint(const Environment& environment, const std::optional<LauncherSet>& set) {
+  if (const auto id = environment("AMXTRAIN_NODE_ID")) return *id;
+  if (!set || !set->node.value) return "";
+  return fmt::format("{}={}", set->node.name, *set->node.value);
+}
+
 }  // namespace
 
-Environment process_environment() {
-  return [](const std::string& name) -> std::optional<std::string> {
-    const char* value = std::getenv(name.c_str());
-    if (value == nullptr) return std::nullopt;
-    return std::string(value);
-  };
+int port_of_job(const std::string& launcher, const std::string& job) {
+  const std::string text = launcher + " " + job;
+  return 61000 + static_cast<int>(XXH64(text.data(), text.size(), 0) % (65536 - 61000));
 }
 
 Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& environment) {
   Found found;
   LaunchInfo info;
-  const auto is_set = [&](const char* name) { return environment(name).has_value(); };
+  const std::vector<LauncherSet> sets = launcher_sets(environment);
+  const LauncherSet* taken = nullptr;
   if (options.rank >= 0 || options.world_size >= 0) {
     AMXT_TRY(read_options(options, &found));
     info.source = "options";
-  } else if (std::any_of(std::begin(kRankVariables), std::end(kRankVariables), is_set)) {
-    AMXT_TRY(read_environment(environment, options, &found));
-    info.source = "environment (RANK, WORLD_SIZE, ...)";
+    info.reason = "explicit options come before all variables";
+    list_others(sets, nullptr, "options come first", &info.notes);
+  } else if ((taken = innermost(sets)) != nullptr) {
+    AMXT_TRY(read_environment(environment, *taken, options, &found));
+    info.source =
+        fmt::format("environment ({}, {}, ...)", taken->rank.name, taken->world_size.name);
+    info.launcher = taken->launcher->name;
+    info.reason = why_taken(*taken);
+    list_others(sets, taken, info.launcher + " comes first", &info.notes);
   } else if (options.local_rank >= 0 || options.local_world_size >= 0) {
-    return Error(
-        Code::kInvalidArgument,
-        fmt::format("a local rank or local size is given without rank and world_size ({}; {})",
-                    seen(options), seen(environment)));
+    return Error(Code::kInvalidArgument,
+                 fmt::format("a local rank or local size is given without rank and world_size ({})",
+                             seen(options)));
   } else {
-    return alone(environment);
+    info = alone(environment, sets);
+    info.node_hint = node_hint(environment, std::nullopt);
+    return info;
   }
 
   AMXT_TRY(check_ranks(found));
-  AMXT_TRY(check_one_node(environment, found));
+  AMXT_TRY(check_one_node(found));
   AMXT_TRY(derive_local(&found, &info.notes));
   info.rank = found.rank;
   info.world_size = found.world_size;
   info.local_rank = found.local_rank;
   info.local_world_size = found.local_world_size;
-  if (info.world_size == 1) return info;
+  info.node_hint = node_hint(environment, found.set);
+  if (found.set) info.run_id = found.set->job;
+  if (!found.set && info.world_size == 1) return info;
 
   AMXT_TRY(read_master(environment, options, &found));
-  if (found.master_address.empty() && found.from_options) found.master_address = "127.0.0.1";
+  if (info.world_size == 1) return info;
+  if (found.set && !found.set->is_rank_family()) derive_master(&found, &info.notes);
+  if (!found.set && found.master_address.empty()) found.master_address = "127.0.0.1";
   if (found.master_address.empty() || found.master_port <= 0) {
     const bool port = found.master_port <= 0;
     return contradiction(
         found, fmt::format("{} ranks need an address to meet at: {} is unset", info.world_size,
-                           port ? found.name("master_port", "MASTER_PORT")
-                                : found.name("master_address", "MASTER_ADDR")));
+                           port ? found.name("master_port", &LauncherSet::port)
+                                : found.name("master_address", &LauncherSet::address)));
   }
   info.master_address = found.master_address;
   info.master_port = found.master_port;
@@ -258,7 +355,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
   const bool agents_address = environment("MASTER_ADDR") == info.master_address &&
                               environment("MASTER_PORT") == std::to_string(info.master_port);
   info.agent_store = agent == "True" && agents_address;
-  if (!found.from_options || info.agent_store) {
+  if (!found.set && info.agent_store) {
     info.run_id = environment("TORCHELASTIC_RUN_ID").value_or("");
   }
   return info;

@@ -2,12 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
+#include "comm/launchers.h"
 
 namespace amxt::comm {
 
@@ -20,7 +19,10 @@ struct LaunchInfo {
   int master_port = 0;
   bool agent_store = false;  // torchrun's agent serves the store at master_address:master_port
   std::string run_id;        // launcher's id of the job, may be empty
+  std::string node_hint;     // what AMXTRAIN_NODE_ID or the launcher calls this node, may be empty
   std::string source;        // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
+  std::string launcher;      // whose variables were taken, may be empty
+  std::string reason;        // why this source
   std::vector<std::string> notes;  // one line each: what was derived and why
 };
 
@@ -32,11 +34,12 @@ struct GroupOptions {
   int64_t peer_timeout_ns = 30'000'000'000;
 };
 
-using Environment = std::function<std::optional<std::string>(const std::string& name)>;
-Environment process_environment();
-
-// Explicit options first, else RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT; a part of the set, or a set that
-// contradicts itself, is an error that prints what was seen. A missing LOCAL_RANK is derived, with a note.
+// Explicit options first, else the innermost complete set of a launcher's variables (launchers.h), else alone. RANK and its family in part,
+// or a set that contradicts itself, is an error that prints what was seen; other sets are listed as notes. A missing local rank is derived,
+// and so is, on one node, the address where the launcher has none; both with a note.
 Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& environment);
+
+// 61000 to 65535, always the same for a job: within IANA's dynamic ports and above those that Linux gives to outgoing connections.
+int port_of_job(const std::string& launcher, const std::string& job);
 
 }  // namespace amxt::comm

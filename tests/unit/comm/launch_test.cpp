@@ -10,6 +10,7 @@ namespace amxt::comm {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::SizeIs;
@@ -284,11 +285,263 @@ TEST(Launch, LocalOptionsCompleteTheEnvironment) {
   EXPECT_EQ(info.local_rank, 0);
 }
 
-TEST(Launch, OtherLaunchersAreNamedWhenTheirRanksAreNotRead) {
-  const LaunchInfo info = found({}, {{"OMPI_COMM_WORLD_SIZE", "4"}, {"SLURM_NTASKS", "1"}});
+TEST(Launch, RanksThatDoNotCountAreNamed) {
+  const LaunchInfo info = found({}, {{"OMPI_COMM_WORLD_SIZE", "4"}, {"JAX_NUM_PROCESSES", "2"}});
   EXPECT_EQ(info.world_size, 1);
+  EXPECT_EQ(info.source, "alone");
+  ASSERT_THAT(info.notes, SizeIs(3));
+  EXPECT_THAT(info.notes[0], AllOf(HasSubstr("Open MPI is there, but not taken: incomplete"),
+                                   HasSubstr("OMPI_COMM_WORLD_RANK unset"),
+                                   HasSubstr("OMPI_COMM_WORLD_SIZE='4'")));
+  EXPECT_THAT(info.notes[1], HasSubstr("JAX"));
+  EXPECT_THAT(info.notes[2], HasSubstr("alone"));
+}
+
+// Recorded: mpirun -n 2 of Open MPI 4.1.4.
+Variables open_mpi(int rank) {
+  const std::string r = std::to_string(rank);
+  return {{"OMPI_COMM_WORLD_RANK", r},
+          {"OMPI_COMM_WORLD_SIZE", "2"},
+          {"OMPI_COMM_WORLD_LOCAL_RANK", r},
+          {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+          {"OMPI_COMM_WORLD_NODE_RANK", r},
+          {"OMPI_MCA_ess_base_jobid", "1651638273"},
+          {"PMIX_RANK", r},
+          {"PMIX_NAMESPACE", "1651638273"}};
+}
+
+// Recorded: mpirun -n 2 of MPICH 4.0.2.
+Variables hydra(int rank) {
+  const std::string r = std::to_string(rank);
+  return {{"PMI_RANK", r},          {"PMI_SIZE", "2"}, {"MPI_LOCALRANKID", r},
+          {"MPI_LOCALNRANKS", "2"}, {"PMI_FD", "6"},   {"HYDI_CONTROL_FD", "7"}};
+}
+
+// What sbatch --ntasks 8 gives its script.
+Variables slurm_job() {
+  return {{"SLURM_JOB_ID", "4711"},       {"SLURM_NTASKS", "8"}, {"SLURM_NPROCS", "8"},
+          {"SLURM_TASKS_PER_NODE", "8"},  {"SLURM_PROCID", "0"}, {"SLURM_LOCALID", "0"},
+          {"SLURM_JOB_NUM_NODES", "1"},   {"SLURM_NODEID", "0"}, {"SLURM_NNODES", "1"},
+          {"SLURM_JOB_NODELIST", "n[01]"}};
+}
+
+// What srun --ntasks 4 gives a task inside of it.
+Variables slurm_step(int rank) {
+  Variables variables = slurm_job();
+  variables["SLURM_STEP_ID"] = "3";
+  variables["SLURM_STEP_NUM_TASKS"] = "4";
+  variables["SLURM_NTASKS"] = "4";
+  variables["SLURM_STEP_TASKS_PER_NODE"] = "4";
+  variables["SLURM_STEP_NUM_NODES"] = "1";
+  variables["SLURM_STEP_NODELIST"] = "n01";
+  variables["SLURM_PROCID"] = variables["SLURM_LOCALID"] = std::to_string(rank);
+  return variables;
+}
+
+Variables operator+(Variables left, const Variables& right) {
+  for (const auto& [name, value] : right) left[name] = value;
+  return left;
+}
+
+TEST(Launch, EveryLauncherTellsItsRanks) {
+  const Variables pytorch_job = {{"RANK", "0"},
+                                 {"WORLD_SIZE", "1"},
+                                 {"MASTER_ADDR", "job-master-0"},
+                                 {"MASTER_PORT", "23456"},
+                                 {"KUBERNETES_SERVICE_HOST", "10.0.0.1"}};
+  const Variables train_job = {
+      {"PET_NNODES", "1"},          {"PET_NPROC_PER_NODE", "1"},
+      {"PET_NODE_RANK", "0"},       {"PET_MASTER_ADDR", "job-node-0-0.job"},
+      {"PET_MASTER_PORT", "29500"}, {"JOB_COMPLETION_INDEX", "0"}};
+  const Variables indexed_job = {{"JOB_COMPLETION_INDEX", "0"}, {"WORLD_SIZE", "1"}};
+  const Variables mvapich = {{"MV2_COMM_WORLD_RANK", "1"},
+                             {"MV2_COMM_WORLD_SIZE", "2"},
+                             {"MV2_COMM_WORLD_LOCAL_RANK", "1"},
+                             {"MV2_COMM_WORLD_LOCAL_SIZE", "2"},
+                             {"PMI_RANK", "1"},
+                             {"PMI_SIZE", "2"}};
+  auto rendezvous = torchrun(1, 2);
+  rendezvous["TORCHELASTIC_RUN_ID"] = "run-1";
+  const struct {
+    Variables variables;
+    std::string launcher;
+    int rank, world_size, local_rank, local_size;
+    std::string run_id;
+  } rows[] = {
+      {torchrun(1, 2), "RANK family", 1, 2, 1, 2, "none"},
+      {rendezvous, "RANK family", 1, 2, 1, 2, "run-1"},
+      {torchrun(1, 2) + train_job, "RANK family", 1, 2, 1, 2, "none"},
+      {pytorch_job, "RANK family", 0, 1, 0, 1, ""},
+      {indexed_job, "Indexed Job", 0, 1, 0, 1, ""},
+      {indexed_job + torchrun(1, 2), "RANK family", 1, 2, 1, 2, "none"},
+      {train_job, "Kubeflow Trainer", 0, 1, 0, 1, ""},
+      {open_mpi(1), "Open MPI", 1, 2, 1, 2, "1651638273"},
+      {hydra(1), "PMI", 1, 2, 1, 2, ""},
+      {mvapich, "MVAPICH2", 1, 2, 1, 2, ""},
+      {slurm_step(3), "Slurm", 3, 4, 3, 4, "4711.3"},
+      {slurm_step(0) + torchrun(1, 2), "RANK family", 1, 2, 1, 2, "none"},
+      {slurm_step(0) + open_mpi(1), "Open MPI", 1, 2, 1, 2, "1651638273"},
+      {slurm_step(0) + hydra(1), "PMI", 1, 2, 1, 2, ""},
+      {hydra(0) + open_mpi(1), "Open MPI", 1, 2, 1, 2, "1651638273"},
+  };
+  for (const auto& row : rows) {
+    const LaunchInfo info = found({}, row.variables);
+    EXPECT_EQ(info.launcher, row.launcher);
+    EXPECT_EQ(info.rank, row.rank) << row.launcher;
+    EXPECT_EQ(info.world_size, row.world_size) << row.launcher;
+    EXPECT_EQ(info.local_rank, row.local_rank) << row.launcher;
+    EXPECT_EQ(info.local_world_size, row.local_size) << row.launcher;
+    EXPECT_EQ(info.run_id, row.run_id) << row.launcher;
+    EXPECT_NE(info.reason, "") << row.launcher;
+  }
+}
+
+TEST(Launch, ACompleteSetComesBeforeOneWithoutLocalRanks) {
+  // srun --mpi=pmi2 sets ranks of PMI, but only Slurm's own variables tell the node's.
+  const Variables pmi2 = {{"PMI_RANK", "3"}, {"PMI_SIZE", "4"}, {"PMI_JOBID", "4711.3"}};
+  EXPECT_EQ(found({}, slurm_step(3) + pmi2).launcher, "Slurm");
+  const LaunchInfo info = found({}, pmi2);
+  EXPECT_EQ(info.launcher, "PMI");
+  EXPECT_EQ(info.local_rank, 3);
+  EXPECT_THAT(info.notes, Contains(HasSubstr("MPI_LOCALRANKID is unset: 3 taken")));
+}
+
+TEST(Launch, OtherSetsAreListedAndNoError) {
+  const LaunchInfo info = found({}, slurm_step(0) + torchrun(1, 2));
   ASSERT_THAT(info.notes, SizeIs(1));
-  EXPECT_THAT(info.notes[0], AllOf(HasSubstr("OMPI_COMM_WORLD_SIZE='4'"), HasSubstr("alone")));
+  EXPECT_THAT(info.notes[0], AllOf(HasSubstr("Slurm is there, but not taken: RANK family comes"),
+                                   HasSubstr("SLURM_STEP_NUM_TASKS='4'")));
+  GroupOptions options;
+  options.rank = 0;
+  options.world_size = 1;
+  EXPECT_THAT(found(options, open_mpi(1)).notes,
+              Contains(HasSubstr("Open MPI is there, but not taken: options come first")));
+}
+
+TEST(Launch, AShellOfSlurmIsOneProcess) {
+  const Variables salloc = {{"SLURM_JOB_ID", "4711"}, {"SLURM_NTASKS", "4"}};
+  const Variables interactive = slurm_job() + Variables{{"SLURM_STEP_ID", "4294967290"}};
+  const Variables script = slurm_job() + Variables{{"SLURM_STEP_ID", "4294967291"}};
+  for (const Variables& shell : {slurm_job(), salloc, interactive, script}) {
+    const LaunchInfo info = found({}, shell);
+    EXPECT_EQ(info.source, "alone");
+    EXPECT_EQ(info.world_size, 1);
+    EXPECT_THAT(info.notes, Contains(HasSubstr("outside a step")));
+  }
+}
+
+TEST(Launch, ANodesOptionsOfTorchrunAreNoRank) {
+  const LaunchInfo info =
+      found({}, {{"PET_NNODES", "1"}, {"PET_NPROC_PER_NODE", "4"}, {"PET_NODE_RANK", "0"}});
+  EXPECT_EQ(info.source, "alone");
+  EXPECT_THAT(info.notes, Contains(HasSubstr("torchrun makes ranks of them")));
+}
+
+TEST(Launch, AJobOnOneNodeMeetsOnLoopbackAtThePortOfItsId) {
+  const LaunchInfo info = found({}, open_mpi(1));
+  EXPECT_EQ(info.master_address, "127.0.0.1");
+  EXPECT_EQ(info.master_port, port_of_job("Open MPI", "1651638273"));
+  EXPECT_EQ(info.master_port, found({}, open_mpi(0)).master_port);
+  EXPECT_THAT(info.notes, Contains(AllOf(HasSubstr("127.0.0.1"), HasSubstr("'1651638273'"),
+                                         HasSubstr("MASTER_PORT overrides it"))));
+  EXPECT_FALSE(info.agent_store);
+  EXPECT_EQ(found({}, slurm_step(1)).master_port, port_of_job("Slurm", "4711.3"));
+  EXPECT_THAT(found({}, hydra(1)).notes, Contains(HasSubstr("tells no job's id")));
+}
+
+TEST(Launch, ThePortOfAJobNeverChangesAndIsADynamicOne) {
+  EXPECT_EQ(port_of_job("Slurm", "4711.3"), 65177);
+  EXPECT_NE(port_of_job("Slurm", "4711.3"), port_of_job("Slurm", "4711.4"));
+  for (int job = 0; job < 1000; ++job) {
+    const int port = port_of_job("Slurm", std::to_string(job));
+    EXPECT_GE(port, 61000);
+    EXPECT_LE(port, 65535);
+  }
+}
+
+TEST(Launch, AnAddressThatIsGivenOverridesTheDerivedOne) {
+  const LaunchInfo port = found({}, open_mpi(1) + Variables{{"MASTER_PORT", "4000"}});
+  EXPECT_EQ(port.master_address, "127.0.0.1");
+  EXPECT_EQ(port.master_port, 4000);
+  EXPECT_THAT(port.notes, IsEmpty());
+  const LaunchInfo both =
+      found({}, hydra(0) + Variables{{"MASTER_ADDR", "127.0.0.9"}, {"MASTER_PORT", "4000"}});
+  EXPECT_EQ(both.master_address, "127.0.0.9");
+  EXPECT_THAT(refused(open_mpi(1) + Variables{{"MASTER_ADDR", "127.0.0.9"}}).message,
+              AllOf(HasSubstr("MASTER_ADDR is set and MASTER_PORT is unset"),
+                    HasSubstr("MASTER_ADDR='127.0.0.9'")));
+  GroupOptions options;
+  options.master_port = 4001;
+  EXPECT_EQ(found(options, open_mpi(1)).master_port, 4001);
+}
+
+TEST(Launch, RanksBeforeAllOthersAreNotTakenInPart) {
+  EXPECT_THAT(refused(open_mpi(1) + Variables{{"WORLD_SIZE", "2"}}).message,
+              HasSubstr("RANK is unset"));
+  EXPECT_THAT(refused(slurm_step(1) + Variables{{"RANK", "1"}}).message,
+              HasSubstr("WORLD_SIZE is unset"));
+  EXPECT_THAT(refused({{"RANK", "0"}, {"WORLD_SIZE", "1"}, {"MASTER_PORT", "1"}}).message,
+              HasSubstr("MASTER_PORT is set and MASTER_ADDR is unset"));
+}
+
+TEST(Launch, ASetThatContradictsItselfShowsWhatWasSeen) {
+  EXPECT_THAT(refused(open_mpi(1) + Variables{{"OMPI_COMM_WORLD_RANK", "2"}}).message,
+              AllOf(HasSubstr("OMPI_COMM_WORLD_RANK 2 is outside a world of 2 ranks"),
+                    HasSubstr("OMPI_COMM_WORLD_LOCAL_SIZE='2'")));
+  EXPECT_THAT(refused(hydra(1) + Variables{{"MPI_LOCALRANKID", "2"}}).message,
+              HasSubstr("MPI_LOCALRANKID 2 is outside 2 local ranks"));
+  EXPECT_THAT(refused(hydra(1) + Variables{{"MPI_LOCALNRANKS", "3"}}).message,
+              HasSubstr("MPI_LOCALNRANKS 3 is more than PMI_SIZE 2"));
+  EXPECT_THAT(refused(slurm_step(1) + Variables{{"SLURM_STEP_TASKS_PER_NODE", "3"}}).message,
+              HasSubstr("SLURM_STEP_TASKS_PER_NODE='3' makes 3 tasks, SLURM_STEP_NUM_TASKS is 4"));
+  EXPECT_THAT(refused(slurm_step(1) + Variables{{"SLURM_STEP_TASKS_PER_NODE", "2(x"}}).message,
+              HasSubstr("does not tell the tasks of node 0"));
+  EXPECT_THAT(refused(open_mpi(1) + Variables{{"OMPI_COMM_WORLD_SIZE", "two"}}).message,
+              HasSubstr("OMPI_COMM_WORLD_SIZE='two' is not a number"));
+}
+
+TEST(Launch, SeveralNodesOfAnyLauncherAreRefusedByName) {
+  const Variables cases[] = {
+      open_mpi(1) +
+          Variables{{"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}},
+      hydra(1) + Variables{{"MPI_LOCALNRANKS", "1"}, {"MPI_LOCALRANKID", "0"}},
+      slurm_step(3) + Variables{{"SLURM_STEP_TASKS_PER_NODE", "2(x2)"},
+                                {"SLURM_NODEID", "1"},
+                                {"SLURM_LOCALID", "1"}},
+      {{"RANK", "1"},
+       {"WORLD_SIZE", "2"},
+       {"MASTER_ADDR", "job-master-0"},
+       {"MASTER_PORT", "23456"},
+       {"KUBERNETES_SERVICE_HOST", "10.0.0.1"}},
+      {{"JOB_COMPLETION_INDEX", "1"}, {"WORLD_SIZE", "2"}},
+      {{"PET_NNODES", "2"}, {"PET_NPROC_PER_NODE", "1"}, {"PET_NODE_RANK", "1"}}};
+  for (const Variables& variables : cases) {
+    const Refusal refusal = refused(variables);
+    EXPECT_EQ(refusal.code, Code::kUnsupported) << refusal.message;
+    EXPECT_THAT(refusal.message, HasSubstr("several nodes are not supported yet"));
+  }
+}
+
+TEST(Launch, ReadsSlurmsListOfTasks) {
+  long long total = 0;
+  EXPECT_EQ(tasks_of_node("4", 0, &total), 4);
+  EXPECT_EQ(tasks_of_node("4(x2),3", 1, &total), 4);
+  EXPECT_EQ(tasks_of_node("4(x2),3", 2, &total), 3);
+  EXPECT_EQ(total, 11);
+  EXPECT_EQ(tasks_of_node("4(x2),3", 3, &total), -1);
+  for (const char* broken : {"", ",", "4,", ",4", "4(", "4(x", "4(x2", "4(x)", "4x", "4(x0)", "0",
+                             "-1", "4 ", "99999999999", "2147483647(x2147483647)", "4(x2)3"}) {
+    EXPECT_EQ(tasks_of_node(broken, 0, &total), -1) << broken;
+  }
+}
+
+TEST(Launch, ANodeHasTheNameThatItIsGiven) {
+  EXPECT_EQ(found({}, slurm_step(1)).node_hint, "SLURM_NODEID=0");
+  EXPECT_EQ(found({}, torchrun(1, 2)).node_hint, "GROUP_RANK=0");
+  EXPECT_EQ(found({}, open_mpi(1)).node_hint, "");
+  const Variables named = {{"AMXTRAIN_NODE_ID", "rack-3"}};
+  EXPECT_EQ(found({}, slurm_step(1) + named).node_hint, "rack-3");
+  EXPECT_EQ(found({}, named).node_hint, "rack-3");
 }
 
 TEST(Launch, TheProcessEnvironmentTellsUnsetFromEmpty) {

@@ -1,0 +1,249 @@
+#include "comm/launchers.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <cstdlib>
+#include <iterator>
+#include <string_view>
+
+#include "base/text.h"
+
+namespace amxt::comm {
+namespace {
+
+constexpr const char* kWorldSize = "WORLD_SIZE";
+
+const char* always(const Environment&) { return nullptr; }
+
+// A shell of sbatch or salloc has the job's variables too. The ids from 0xfffffff0 on are no steps of srun's: the batch script, the shell
+// of salloc, and others of Slurm's own.
+const char* outside_a_step(const Environment& environment) {
+  const auto step = environment("SLURM_STEP_ID");
+  if (!step) return "outside a step (SLURM_STEP_ID is unset)";
+  uint32_t id = 0;
+  const auto [end, error] = std::from_chars(step->data(), step->data() + step->size(), id);
+  const bool is_number = error == std::errc() && end == step->data() + step->size();
+  return is_number && id < 0xfffffff0 ? nullptr
+                                      : "outside a step (SLURM_STEP_ID is not one of srun's)";
+}
+
+// PET_* are the options of torchrun: ranks only where a node has one.
+const char* several_a_pod(const Environment& environment) {
+  return environment("PET_NPROC_PER_NODE") == "1"
+             ? nullptr
+             : "the variables of a node, not of a rank (PET_NPROC_PER_NODE is not 1): torchrun "
+               "makes ranks of them";
+}
+
+const char* never(const Environment&) { return "ranks of JAX are not read"; }
+
+constexpr Launcher kLaunchers[] = {
+    {"RANK family",
+     "RANK",
+     kWorldSize,
+     "LOCAL_RANK",
+     "LOCAL_WORLD_SIZE",
+     "GROUP_RANK",
+     "GROUP_WORLD_SIZE",
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {"TORCHELASTIC_RUN_ID"},
+     always},
+    {"Indexed Job",
+     "JOB_COMPLETION_INDEX",
+     kWorldSize,
+     nullptr,
+     nullptr,
+     nullptr,
+     nullptr,
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {},
+     always},
+    {"Open MPI",
+     "OMPI_COMM_WORLD_RANK",
+     "OMPI_COMM_WORLD_SIZE",
+     "OMPI_COMM_WORLD_LOCAL_RANK",
+     "OMPI_COMM_WORLD_LOCAL_SIZE",
+     nullptr,
+     nullptr,
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {"PMIX_NAMESPACE"},
+     always},
+    {"PMI",
+     "PMI_RANK",
+     "PMI_SIZE",
+     "MPI_LOCALRANKID",
+     "MPI_LOCALNRANKS",
+     nullptr,
+     nullptr,
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {"PMI_JOBID"},
+     always},
+    {"MVAPICH2",
+     "MV2_COMM_WORLD_RANK",
+     "MV2_COMM_WORLD_SIZE",
+     "MV2_COMM_WORLD_LOCAL_RANK",
+     "MV2_COMM_WORLD_LOCAL_SIZE",
+     nullptr,
+     nullptr,
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {},
+     always},
+    {"Slurm",
+     "SLURM_PROCID",
+     "SLURM_STEP_NUM_TASKS|SLURM_NTASKS",
+     "SLURM_LOCALID",
+     "SLURM_STEP_TASKS_PER_NODE",
+     "SLURM_NODEID",
+     "SLURM_STEP_NUM_NODES",
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {"SLURM_JOB_ID", "SLURM_STEP_ID"},
+     outside_a_step},
+    {"Kubeflow Trainer",
+     "PET_NODE_RANK",
+     "PET_NNODES",
+     nullptr,
+     nullptr,
+     nullptr,
+     nullptr,
+     "PET_MASTER_ADDR",
+     "PET_MASTER_PORT",
+     {},
+     several_a_pod},
+    {"JAX",
+     "JAX_PROCESS_ID",
+     "JAX_NUM_PROCESSES",
+     nullptr,
+     nullptr,
+     nullptr,
+     nullptr,
+     "MASTER_ADDR",
+     "MASTER_PORT",
+     {},
+     never},
+};
+
+Variable read(const Environment& environment, const char* names) {
+  if (names == nullptr) return {};
+  const std::string_view all = names;
+  const size_t bar = all.find('|');
+  const std::string first(all.substr(0, bar));
+  if (const auto value = environment(first)) return {first, value};
+  if (bar == std::string_view::npos) return {first, std::nullopt};
+  const std::string second(all.substr(bar + 1));
+  const auto value = environment(second);
+  return {value ? second : first, value};
+}
+
+LauncherSet read(const Environment& environment, const Launcher& launcher) {
+  LauncherSet set;
+  set.launcher = &launcher;
+  set.rank = read(environment, launcher.rank);
+  set.world_size = read(environment, launcher.world_size);
+  set.local_rank = read(environment, launcher.local_rank);
+  set.local_size = read(environment, launcher.local_size);
+  set.node = read(environment, launcher.node);
+  set.nodes = read(environment, launcher.nodes);
+  set.address = read(environment, launcher.address);
+  set.port = read(environment, launcher.port);
+  for (const char* name : launcher.job) {
+    const auto value = read(environment, name).value;
+    if (value) set.job += (set.job.empty() ? "" : ".") + *value;
+  }
+  const char* refusal = launcher.refusal(environment);
+  set.refusal = refusal == nullptr ? "" : refusal;
+  return set;
+}
+
+// WORLD_SIZE alone is of RANK's set, whatever else names it.
+bool is_there(const LauncherSet& set) {
+  const bool own_size = set.launcher == kLaunchers || set.launcher->world_size != kWorldSize;
+  return set.rank.value || (own_size && set.world_size.value) || set.local_rank.value ||
+         set.local_size.value;
+}
+
+}  // namespace
+
+Environment process_environment() {
+  return [](const std::string& name) -> std::optional<std::string> {
+    const char* value = std::getenv(name.c_str());
+    if (value == nullptr) return std::nullopt;
+    return std::string(value);
+  };
+}
+
+bool LauncherSet::is_complete() const {
+  const auto there = [](const Variable& variable) {
+    return variable.name.empty() || variable.value.has_value();
+  };
+  return has_ranks() && there(local_rank) && there(local_size);
+}
+
+bool LauncherSet::is_rank_family() const { return launcher->world_size == kWorldSize; }
+
+std::vector<Variable> LauncherSet::variables() const {
+  std::vector<Variable> named;
+  for (const Variable& variable : {rank, world_size, local_rank, local_size, address, port}) {
+    if (!variable.name.empty()) named.push_back(variable);
+  }
+  // Few launchers set these, and nobody misses them.
+  for (const Variable& variable : {node, nodes}) {
+    if (variable.value) named.push_back(variable);
+  }
+  return named;
+}
+
+std::string LauncherSet::seen() const {
+  std::string line;
+  for (const Variable& variable : variables()) {
+    line += fmt::format("{}{}{}", line.empty() ? "" : ", ", variable.name,
+                        variable.value ? "=" + quote(*variable.value) : " unset");
+  }
+  return line;
+}
+
+std::vector<LauncherSet> launcher_sets(const Environment& environment) {
+  std::vector<LauncherSet> sets;
+  for (const Launcher& launcher : kLaunchers) {
+    LauncherSet set = read(environment, launcher);
+    if (is_there(set)) sets.push_back(std::move(set));
+  }
+  return sets;
+}
+
+int tasks_of_node(const std::string& list, int node, long long* total) {
+  const char* at = list.data();
+  const char* const end = at + list.size();
+  const auto number = [&](int* value) {
+    const auto [next, error] = std::from_chars(at, end, *value);
+    at = next;
+    return error == std::errc() && *value > 0;
+  };
+  long long nodes = 0;
+  int found = -1;
+  *total = 0;
+  while (true) {
+    int tasks = 0, times = 1;
+    if (!number(&tasks)) return -1;
+    if (std::string_view(at, end).starts_with("(x")) {
+      at += 2;
+      if (!number(&times) || at == end || *at++ != ')') return -1;
+    }
+    if (node >= nodes && node < nodes + times) found = tasks;
+    nodes += times;
+    *total += static_cast<long long>(tasks) * times;
+    if (*total > INT32_MAX) return -1;
+    if (at == end) return found;
+    if (*at++ != ',') return -1;
+  }
+}
+
+}  // namespace amxt::comm

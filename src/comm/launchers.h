@@ -1,0 +1,57 @@
+// The launchers whose variables are understood: a table of names, innermost first, and what of it an environment holds.
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace amxt::comm {
+
+using Environment = std::function<std::optional<std::string>(const std::string& name)>;
+Environment process_environment();
+
+// Names of variables; nullptr where a launcher has none. "A|B": A, or B where A is unset.
+struct Launcher {
+  const char* name;
+  const char* rank;
+  const char* world_size;
+  const char* local_rank;  // without it and local_size: one rank a node
+  const char* local_size;
+  const char* node;  // this node's number
+  const char* nodes;
+  const char* address;
+  const char* port;
+  const char* job[2];  // what tells one job from another, joined
+  // Why the variables do not count here, or nullptr.
+  const char* (*refusal)(const Environment& environment);
+};
+
+struct Variable {
+  std::string name;  // empty: the launcher has none
+  std::optional<std::string> value;
+};
+
+// One launcher's variables as they were found.
+struct LauncherSet {
+  const Launcher* launcher;
+  Variable rank, world_size, local_rank, local_size, node, nodes, address, port;
+  std::string job;      // may be empty
+  std::string refusal;  // why the set does not count; empty: it does
+
+  bool has_ranks() const { return rank.value && world_size.value; }
+  // All that say where this rank is.
+  bool is_complete() const;
+  bool is_rank_family() const;
+  // "RANK='0', WORLD_SIZE unset, ...".
+  std::string seen() const;
+  std::vector<Variable> variables() const;
+};
+
+// The sets of which at least one variable of ranks is there, innermost first.
+std::vector<LauncherSet> launcher_sets(const Environment& environment);
+
+// The tasks of node `node` in Slurm's list of tasks per node, such as "4(x2),3"; -1 when it cannot be read. `total` gets the sum.
+int tasks_of_node(const std::string& list, int node, long long* total);
+
+}  // namespace amxt::comm
