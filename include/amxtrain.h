@@ -510,8 +510,8 @@ AMXT_API amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_o
 
 /**
  * Joins the group that the launcher made: explicit options first, else the innermost complete set
- * of variables (RANK and WORLD_SIZE as torchrun sets them, Open MPI, Hydra, Slurm), else a group of
- * one.
+ * of variables (RANK and WORLD_SIZE as torchrun sets them, Open MPI, PMI as Hydra sets it, a step
+ * of Slurm), else a group of one.
  *
  * @param[in] runtime the runtime.
  * @param[in] options NULL, or fields that override the environment.
@@ -524,6 +524,25 @@ AMXT_API amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_o
 AMXT_API amxt_status amxt_group_create_from_env(amxt_runtime* runtime,
                                                 const amxt_group_options* options,
                                                 amxt_group** group, amxt_error* err);
+
+/**
+ * Tells what amxt_group_create_from_env() would join, and why, without joining: a JSON object.
+ * "launch" is null when "error" is there, else an object: "rank", "world_size", "local_rank",
+ * "local_size", "source", "launcher" (whose variables were taken, or null), "reason", "address" and
+ * "port" (null when alone), "agent_store" (torchrun's agent serves there), "run_id" and "node_hint"
+ * (or null), "notes" (what was derived, and what is there and was not taken). "found" lists the
+ * launchers of which variables are there, innermost first: "launcher", "complete", "refusal" (why
+ * they do not count, or null), "variables" (name to value, or null).
+ *
+ * @param[in] options NULL, or fields that override the environment.
+ * @param[out] json the text; the caller ends it with amxt_string_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK, also when the variables contradict themselves: "error" says how;
+ *   AMXT_E_INVALID_ARGUMENT for options out of range.
+ * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_launch_info(const amxt_group_options* options, char** json,
+                                      amxt_error* err);
 
 /**
  * Gives this process' rank in the group.

@@ -9,7 +9,8 @@ library=$(realpath "${2:-build/release/lib/libamxtrain.so}")
 baseline=abi/libamxtrain.abi
 describe() {
   abidw --headers-dir include --drop-private-types --exported-interfaces-only --no-elf-needed \
-    --no-corpus-path --no-comp-dir-path --no-show-locs --type-id-style hash "$library"
+    --no-corpus-path --no-comp-dir-path --no-show-locs --type-id-style hash "$library" |
+    sed "s|path='[^']*/src/|path='src/|"
 }
 
 case ${1:-} in

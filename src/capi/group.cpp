@@ -83,6 +83,55 @@ Status info(const amxt_group* group, char** json) {
   return {};
 }
 
+Json text_or_null(const std::string& text) { return text.empty() ? Json() : Json(text); }
+
+Json describe(const comm::LauncherSet& set) {
+  Json variables = Json::object();
+  for (const comm::Variable& variable : set.variables()) {
+    variables[variable.name] = variable.value ? Json(*variable.value) : Json();
+  }
+  return {{"launcher", set.launcher->name},
+          {"complete", set.is_complete()},
+          {"refusal", text_or_null(set.refusal)},
+          {"variables", variables}};
+}
+
+Json describe(const comm::LaunchInfo& launch) {
+  const bool alone = launch.world_size == 1;
+  return {{"rank", launch.rank},
+          {"world_size", launch.world_size},
+          {"local_rank", launch.local_rank},
+          {"local_size", launch.local_world_size},
+          {"source", launch.source},
+          {"launcher", text_or_null(launch.launcher)},
+          {"reason", launch.reason},
+          {"address", alone ? Json() : Json(launch.master_address)},
+          {"port", alone ? Json() : Json(launch.master_port)},
+          {"agent_store", launch.agent_store},
+          {"run_id", text_or_null(launch.run_id)},
+          {"node_hint", text_or_null(launch.node_hint)},
+          {"notes", launch.notes}};
+}
+
+Status launch_info(const amxt_group_options* given_options, char** json) {
+  AMXT_TRY(require(json, "json"));
+  AMXT_ASSIGN(const amxt_group_options options,
+              read_struct<amxt_group_options>(given_options, AMXT_GROUP_OPTIONS_INIT,
+                                              "amxt_group_options"));
+  AMXT_ASSIGN(const comm::GroupOptions converted, convert(options));
+  const comm::Environment environment = comm::process_environment();
+  Json object;
+  const auto launch = comm::find_launch(converted, environment);
+  object["launch"] = launch ? describe(*launch) : Json();
+  if (!launch) object["error"] = launch.error().message();
+  object["found"] = Json::array();
+  for (const comm::LauncherSet& set : comm::launcher_sets(environment)) {
+    object["found"].push_back(describe(set));
+  }
+  AMXT_ASSIGN(*json, copy_text(object.dump(-1, ' ', false, Json::error_handler_t::replace)));
+  return {};
+}
+
 int32_t number(const amxt_group* group, int (comm::Group::*get)() const) {
   return group == nullptr ? -1 : (group->group.get()->*get)();
 }
@@ -102,6 +151,10 @@ amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_options* o
 amxt_status amxt_group_create_from_env(amxt_runtime* runtime, const amxt_group_options* options,
                                        amxt_group** group, amxt_error* err) {
   return guarded(err, [&] { return create(runtime, options, group, comm::process_environment()); });
+}
+
+amxt_status amxt_launch_info(const amxt_group_options* options, char** json, amxt_error* err) {
+  return guarded(err, [&] { return launch_info(options, json); });
 }
 
 int32_t amxt_group_rank(const amxt_group* group) { return number(group, &comm::Group::rank); }

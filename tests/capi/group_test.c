@@ -63,6 +63,32 @@ static void create_does_not_look_at_the_environment(void** state) {
   fixture_free(f);
 }
 
+static void a_launch_is_told_without_joining(void** state) {
+  amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
+  char* json = NULL;
+  (void)state;
+  clear_environment();
+  OK(amxt_launch_info(NULL, &json, &err));
+  HAS(json, "\"source\":\"alone\"");
+  amxt_string_destroy(json);
+  setenv("RANK", "1", 1);
+  OK(amxt_launch_info(NULL, &json, &err));
+  HAS(json, "\"launch\":null");
+  HAS(json, "WORLD_SIZE is unset");
+  amxt_string_destroy(json);
+  options.rank = 1;
+  options.world_size = 2;
+  options.port = 4000;
+  OK(amxt_launch_info(&options, &json, &err));
+  HAS(json, "\"source\":\"options\"");
+  HAS(json, "\"port\":4000");
+  amxt_string_destroy(json);
+  clear_environment();
+  options.port = 70000;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "port", amxt_launch_info(&options, &json, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "json is NULL", amxt_launch_info(NULL, NULL, &err));
+}
+
 static void bad_options_are_refused_by_name(void** state) {
   struct fixture* f = fixture_new();
   amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
@@ -191,6 +217,7 @@ int main(void) {
       cmocka_unit_test(an_empty_environment_is_a_group_of_one),
       cmocka_unit_test(a_partial_environment_is_named),
       cmocka_unit_test(create_does_not_look_at_the_environment),
+      cmocka_unit_test(a_launch_is_told_without_joining),
       cmocka_unit_test(bad_options_are_refused_by_name),
       cmocka_unit_test(a_missing_peer_ends_in_time),
       cmocka_unit_test(after_finalize_there_is_nothing_but_destroy),
