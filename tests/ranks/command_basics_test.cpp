@@ -24,7 +24,7 @@ TEST_F(Command, TellsItsVersion) {
 
 TEST_F(Command, TellsWhatEachCommandTakes) {
   const std::vector<std::pair<std::string, Arguments>> commands = {
-      {"info", {"--json"}},
+      {"info", {"--launch", "--json"}},
       {"init", {"--preset", "--config", "--out", "--seed", "--shard-size", "--json"}},
       {"inspect", {"path", "--scan", "--json"}},
       {"tokenize", {"--out", "paths", "--json"}},
@@ -52,6 +52,42 @@ TEST_F(Command, TellsWhatEachCommandTakes) {
     EXPECT_EQ(help.err, "");
     for (const std::string& option : options) EXPECT_THAT(help.out, HasSubstr(option)) << command;
   }
+}
+
+TEST_F(Command, TellsWhoItIsToItsLauncher) {
+  const Finished alone = amxtrain({"info", "--launch"});
+  EXPECT_EQ(alone.code, 0) << alone;
+  EXPECT_THAT(alone.out, AllOf(HasSubstr("no launcher's variables"), HasSubstr("0 of 1")));
+  const Variables open_mpi = {
+      {"OMPI_COMM_WORLD_RANK", "1"},       {"OMPI_COMM_WORLD_SIZE", "2"},
+      {"OMPI_COMM_WORLD_LOCAL_RANK", "1"}, {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"},
+      {"PMIX_NAMESPACE", "1651638273"},    {"SLURM_NTASKS", "2"}};
+  const Finished table = amxtrain({"info", "--launch"}, open_mpi);
+  EXPECT_EQ(table.code, 0) << table;
+  EXPECT_THAT(table.out,
+              AllOf(HasSubstr("OMPI_COMM_WORLD_RANK='1'"),
+                    HasSubstr("Open MPI (the innermost complete set)"), HasSubstr("1 of 2"),
+                    HasSubstr("Slurm is there, but not taken: outside a step")));
+  const Finished as_json = amxtrain({"info", "--launch", "--json"}, open_mpi);
+  EXPECT_EQ(as_json.code, 0) << as_json;
+  const Json json = Json::parse(as_json.out);
+  const Json launch = json.at("launch");
+  EXPECT_EQ(launch.at("rank"), 1);
+  EXPECT_EQ(launch.at("local_size"), 2);
+  EXPECT_EQ(launch.at("launcher"), "Open MPI");
+  EXPECT_EQ(launch.at("address"), "127.0.0.1");
+  EXPECT_GE(launch.at("port").get<int>(), 61000);
+  EXPECT_EQ(json.at("found").at(0).at("variables").at("OMPI_COMM_WORLD_SIZE"), "2");
+  EXPECT_EQ(json.at("found").at(1).at("launcher"), "Slurm");
+}
+
+TEST_F(Command, TellsWhatALauncherLeftOut) {
+  const Finished half = amxtrain({"info", "--launch", "--json"}, {{"RANK", "1"}});
+  expect_error(half, 1, {"WORLD_SIZE is unset", "RANK='1'"});
+  const Json json = Json::parse(half.out);
+  EXPECT_TRUE(json.at("launch").is_null());
+  EXPECT_THAT(json.at("error").get<std::string>(), HasSubstr("WORLD_SIZE is unset"));
+  EXPECT_EQ(json.at("found").at(0).at("variables").at("RANK"), "1");
 }
 
 TEST_F(Command, RefusesWhatItDoesNotKnowWithTwo) {

@@ -226,11 +226,12 @@ class Process {
     changed_.notify_all();
   }
 
-  static constexpr std::array<std::string_view, 16> kLauncherPrefixes = {
+  static constexpr std::array<std::string_view, 19> kLauncherPrefixes = {
       "RANK",       "WORLD_SIZE",     "LOCAL_RANK",    "LOCAL_WORLD_SIZE",
       "GROUP_RANK", "MASTER_",        "TORCHELASTIC_", "AMXTRAIN_",
       "SLURM",      "OMPI_",          "PMI_",          "PMIX_",
-      "MPI_LOCAL",  "JOB_COMPLETION", "PET_",          "OMP_NUM_THREADS"};
+      "MPI_LOCAL",  "JOB_COMPLETION", "PET_",          "OMP_NUM_THREADS",
+      "MV2_",       "JAX_",           "KUBERNETES_"};
 
   double begin_;
   pid_t pid_ = -1;
