@@ -170,7 +170,7 @@ void derive_master(Found* found, std::vector<std::string>* notes) {
   notes->push_back(fmt::format(
       "{} gives no address: 127.0.0.1 port {} taken, from {}; MASTER_PORT overrides it",
       set.launcher->name, found->master_port,
-      set.job.empty() ? "its name, as it tells no job's id: two jobs at once need a port each"
+      set.job.empty() ? "its name, as it tells no job's id: two that start at once need a port each"
                       : "the job's id " + quote(set.job)));
 }
 
