@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
-#include <iterator>
 #include <string_view>
+#include <utility>
 
 #include "base/text.h"
 
@@ -15,8 +14,6 @@ namespace amxt::comm {
 namespace {
 
 constexpr const char* kWorldSize = "WORLD_SIZE";
-
-const char* always(const Environment&) { return nullptr; }
 
 // A shell of sbatch or salloc has the job's variables too. The ids from 0xfffffff0 on are no steps of srun's: the batch script, the shell
 // of salloc, and others of Slurm's own.
@@ -41,94 +38,48 @@ const char* several_a_pod(const Environment& environment) {
 const char* never(const Environment&) { return "ranks of JAX are not read"; }
 
 constexpr Launcher kLaunchers[] = {
-    {"RANK family",
-     "RANK",
-     kWorldSize,
-     "LOCAL_RANK",
-     "LOCAL_WORLD_SIZE",
-     "GROUP_RANK",
-     "GROUP_WORLD_SIZE",
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {"TORCHELASTIC_RUN_ID"},
-     always},
-    {"Indexed Job",
-     "JOB_COMPLETION_INDEX",
-     kWorldSize,
-     nullptr,
-     nullptr,
-     nullptr,
-     nullptr,
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {},
-     always},
-    {"Open MPI",
-     "OMPI_COMM_WORLD_RANK",
-     "OMPI_COMM_WORLD_SIZE",
-     "OMPI_COMM_WORLD_LOCAL_RANK",
-     "OMPI_COMM_WORLD_LOCAL_SIZE",
-     nullptr,
-     nullptr,
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {"PMIX_NAMESPACE"},
-     always},
-    {"PMI",
-     "PMI_RANK",
-     "PMI_SIZE",
-     "MPI_LOCALRANKID",
-     "MPI_LOCALNRANKS",
-     nullptr,
-     nullptr,
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {"PMI_JOBID"},
-     always},
-    {"MVAPICH2",
-     "MV2_COMM_WORLD_RANK",
-     "MV2_COMM_WORLD_SIZE",
-     "MV2_COMM_WORLD_LOCAL_RANK",
-     "MV2_COMM_WORLD_LOCAL_SIZE",
-     nullptr,
-     nullptr,
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {},
-     always},
-    {"Slurm",
-     "SLURM_PROCID",
-     "SLURM_STEP_NUM_TASKS|SLURM_NTASKS",
-     "SLURM_LOCALID",
-     "SLURM_STEP_TASKS_PER_NODE",
-     "SLURM_NODEID",
-     "SLURM_STEP_NUM_NODES",
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {"SLURM_JOB_ID", "SLURM_STEP_ID"},
-     outside_a_step},
-    {"Kubeflow Trainer",
-     "PET_NODE_RANK",
-     "PET_NNODES",
-     nullptr,
-     nullptr,
-     nullptr,
-     nullptr,
-     "PET_MASTER_ADDR",
-     "PET_MASTER_PORT",
-     {},
-     several_a_pod},
-    {"JAX",
-     "JAX_PROCESS_ID",
-     "JAX_NUM_PROCESSES",
-     nullptr,
-     nullptr,
-     nullptr,
-     nullptr,
-     "MASTER_ADDR",
-     "MASTER_PORT",
-     {},
-     never},
+    {.name = "RANK family",
+     .rank = "RANK",
+     .world_size = kWorldSize,
+     .local_rank = "LOCAL_RANK",
+     .local_size = "LOCAL_WORLD_SIZE",
+     .node = "GROUP_RANK",
+     .nodes = "GROUP_WORLD_SIZE",
+     .job = {"TORCHELASTIC_RUN_ID"}},
+    {.name = "Indexed Job", .rank = "JOB_COMPLETION_INDEX", .world_size = kWorldSize},
+    {.name = "Open MPI",
+     .rank = "OMPI_COMM_WORLD_RANK",
+     .world_size = "OMPI_COMM_WORLD_SIZE",
+     .local_rank = "OMPI_COMM_WORLD_LOCAL_RANK",
+     .local_size = "OMPI_COMM_WORLD_LOCAL_SIZE",
+     .job = {"PMIX_NAMESPACE"}},
+    {.name = "PMI",
+     .rank = "PMI_RANK",
+     .world_size = "PMI_SIZE",
+     .local_rank = "MPI_LOCALRANKID",
+     .local_size = "MPI_LOCALNRANKS",
+     .job = {"PMI_JOBID"}},
+    {.name = "MVAPICH2",
+     .rank = "MV2_COMM_WORLD_RANK",
+     .world_size = "MV2_COMM_WORLD_SIZE",
+     .local_rank = "MV2_COMM_WORLD_LOCAL_RANK",
+     .local_size = "MV2_COMM_WORLD_LOCAL_SIZE"},
+    {.name = "Slurm",
+     .rank = "SLURM_PROCID",
+     .world_size = "SLURM_STEP_NUM_TASKS|SLURM_NTASKS",
+     .local_rank = "SLURM_LOCALID",
+     .local_size = "SLURM_STEP_TASKS_PER_NODE",
+     .node = "SLURM_NODEID",
+     .nodes = "SLURM_STEP_NUM_NODES",
+     .job = {"SLURM_JOB_ID", "SLURM_STEP_ID"},
+     .refusal = outside_a_step},
+    {.name = "Kubeflow Trainer",
+     .rank = "PET_NODE_RANK",
+     .world_size = "PET_NNODES",
+     .address = "PET_MASTER_ADDR",
+     .port = "PET_MASTER_PORT",
+     .refusal = several_a_pod},
+    {.name = "JAX", .rank = "JAX_PROCESS_ID", .world_size = "JAX_NUM_PROCESSES", .refusal = never},
 };
 
 Variable read(const Environment& environment, const char* names) {
@@ -158,8 +109,8 @@ LauncherSet read(const Environment& environment, const Launcher& launcher) {
     const auto value = read(environment, name).value;
     if (value) set.job += (set.job.empty() ? "" : ".") + *value;
   }
-  const char* refusal = launcher.refusal(environment);
-  set.refusal = refusal == nullptr ? "" : refusal;
+  const char* refusal = launcher.refusal == nullptr ? nullptr : launcher.refusal(environment);
+  if (refusal != nullptr) set.refusal = refusal;
   return set;
 }
 

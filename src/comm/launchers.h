@@ -16,15 +16,15 @@ struct Launcher {
   const char* name;
   const char* rank;
   const char* world_size;
-  const char* local_rank;  // without it and local_size: one rank a node
-  const char* local_size;
-  const char* node;  // this node's number
-  const char* nodes;
-  const char* address;
-  const char* port;
-  const char* job[2];  // what tells one job from another, joined
-  // Why the variables do not count here, or nullptr.
-  const char* (*refusal)(const Environment& environment);
+  const char* local_rank = nullptr;  // without it and local_size: one rank a node
+  const char* local_size = nullptr;
+  const char* node = nullptr;  // this node's number
+  const char* nodes = nullptr;
+  const char* address = "MASTER_ADDR";
+  const char* port = "MASTER_PORT";
+  const char* job[2] = {};  // what tells one job from another, joined
+  // Why the variables do not count here, or nullptr when they do; without it they always do.
+  const char* (*refusal)(const Environment& environment) = nullptr;
 };
 
 struct Variable {
