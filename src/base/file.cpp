@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/openat2.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
@@ -129,6 +130,16 @@ Result<File> File::open_write(const std::string& path) {
   File file(fd, path);
   AMXT_TRY(require_regular(fd, path));
   return file;
+}
+
+Result<File> File::lock_directory(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return path_error(path, errno);
+  File directory(fd, path);
+  if (::flock(fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    return Error(Code::kExists, fmt::format("{}: another job is writing there", quote(path)));
+  }
+  return directory;
 }
 
 Result<File> File::open_append(const std::string& path) {

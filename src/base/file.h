@@ -31,6 +31,8 @@ class File {
   static Result<File> create(const std::string& path);
   // An existing regular file for writing in place, not through a symlink; for files that several processes fill together.
   static Result<File> open_write(const std::string& path);
+  // Holds the directory as long as the result lives: kExists while another process does. A file system that knows no locks lets all in.
+  static Result<File> lock_directory(const std::string& path);
   // Opens or creates for appending; for metrics.
   static Result<File> open_append(const std::string& path);
 

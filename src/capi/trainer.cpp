@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "capi/handles.h"
 #include "capi/trainer_options.h"
+#include "model/tensors.h"
 #include "train/host_batch.h"
 
 using namespace amxt;
@@ -413,6 +414,10 @@ Status read_rows(amxt_trainer* trainer, const char* tensor, int32_t kind, int64_
   AMXT_TRY(check_rows(trainer, tensor, kind, first_row, rows, count));
   if ((values == nullptr) != (count == 0)) {
     return Error(Code::kInvalidArgument, values == nullptr ? "values is NULL" : "count is 0");
+  }
+  if (const int64_t all = model::parameter_count(trainer->trainer->config()); count > all) {
+    return Error(Code::kInvalidArgument,
+                 fmt::format("count {} is more than the {} parameters of the model", count, all));
   }
   std::vector<float> read(static_cast<size_t>(count));
   AMXT_TRY(on_engine(trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) {

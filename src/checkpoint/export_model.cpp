@@ -87,18 +87,6 @@ bool is_exported(const std::string& directory) {
   return any;
 }
 
-// Nothing is there, an empty directory, or an exported model.
-Status check_replaceable(const std::string& directory) {
-  if (!path_exists(directory)) return {};
-  const auto names = list_directory(directory);
-  const bool replaceable = !read_symlink(directory) && is_directory(directory) &&
-                           ((names && names->empty()) || is_exported(directory));
-  if (replaceable) return {};
-  return Error(Code::kExists,
-               fmt::format("{}: exists and is not an exported model; nothing is replaced",
-                           quote(directory)));
-}
-
 // Gives the finished directory its name. What had it before is then under `temporary`.
 Status swap_in(const std::string& temporary, const std::string& directory) {
   AMXT_TRY(check_replaceable(directory));
@@ -271,6 +259,17 @@ std::string without_slash(std::string path) {
 }
 
 }  // namespace
+
+Status check_replaceable(const std::string& directory) {
+  if (!path_exists(directory)) return {};
+  const auto names = list_directory(directory);
+  const bool replaceable = !read_symlink(directory) && is_directory(directory) &&
+                           ((names && names->empty()) || is_exported(directory));
+  if (replaceable) return {};
+  return Error(Code::kExists,
+               fmt::format("{}: exists and is not an exported model; nothing is replaced",
+                           quote(directory)));
+}
 
 int64_t export_bytes(const store::Layout& layout, int64_t element_bytes) {
   constexpr int64_t kEntryBytes = 256;

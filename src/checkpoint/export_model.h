@@ -21,6 +21,9 @@ struct ExportOptions {
 // Bytes that an export takes, a little more than less.
 int64_t export_bytes(const store::Layout& layout, int64_t element_bytes);
 
+// kExists unless nothing is there, an empty directory, or an exported model: what export_model() may replace.
+Status check_replaceable(const std::string& directory);
+
 // Collective. Writes model-*.safetensors in bfloat16 (float32 where E is) with their index, config.json (that of `config`, its dtype made
 // right), and generation and tokenizer files copied from `model_directory` (empty: none). No rank holds the model: each writes the rows it owns
 // from where they lie. The directory appears, or replaces an exported model of that name, in one rename; kExists when the name is taken by

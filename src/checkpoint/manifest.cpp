@@ -180,6 +180,7 @@ Json data_json(const DataState& data) {
   json["sequence_length"] = data.sequence_length;
   json["mode"] = data.mode;
   json["fingerprint"] = fmt::format("{:016x}", data.fingerprint);
+  json["global_batch"] = data.global_batch;
   return json;
 }
 
@@ -191,6 +192,7 @@ Status parse_data(const Json& json, DataState* data) {
   data->samples = fields.whole("samples", 0, kMostCount);
   data->sequence_length = fields.whole("sequence_length", 0, kMostCount);
   data->mode = fields.one_of("mode", {"", "pack", "pad"});
+  data->global_batch = fields.whole("global_batch", 0, kMostCount);
   const std::string fingerprint = fields.string("fingerprint");
   if (is_hex(fingerprint, 16)) {
     std::from_chars(fingerprint.data(), fingerprint.data() + fingerprint.size(), data->fingerprint,

@@ -51,6 +51,7 @@ struct DataState {
   int64_t sequence_length = 0;
   std::string mode;          // empty: not known
   uint64_t fingerprint = 0;  // 0: not known
+  int64_t global_batch = 0;  // samples of a step; 0: not known
 };
 
 // The state of training that is not in tensors.

@@ -222,10 +222,21 @@ std::string nonce_path(const std::string& output, const std::string& nonce) {
   return join_path(output, fmt::format("{}nonce-{}", kTemporaryPrefix, nonce));
 }
 
-Result<std::string> begin_check(const std::string& output, int64_t bytes) {
+Result<std::string> begin_check(const std::string& output, int64_t bytes,
+                                std::optional<File>* lock) {
   AMXT_TRY(make_directories(output));
   if (!is_directory(output))
     return Error(Code::kExists, fmt::format("{}: exists and is not a directory", quote(output)));
+  if (lock != nullptr) {
+    AMXT_ASSIGN(*lock, File::lock_directory(output));
+  }
+  const std::string latest = join_path(output, kLatestName);
+  if (path_exists(latest) && !read_symlink(latest)) {
+    return Error(Code::kExists,
+                 fmt::format("{}: is not the symbolic link that it must be (a copy may "
+                             "have followed it): remove it, what it names is beside it",
+                             quote(latest)));
+  }
   AMXT_TRY(remove_leftovers(output));
   AMXT_ASSIGN(const int64_t free, free_bytes(output));
   if (free < bytes) {
@@ -277,13 +288,13 @@ int64_t checkpoint_bytes(const store::Layout& layout) {
   return bytes;
 }
 
-Status check_output(const std::string& output, int64_t bytes, comm::Group& group,
-                    Deadline deadline) {
+Status check_output(const std::string& output, int64_t bytes, comm::Group& group, Deadline deadline,
+                    std::optional<File>* lock) {
   const bool leads = group.rank() == 0;
   const std::vector<std::string> made =
       leads ? missing_directories(output) : std::vector<std::string>();
   const auto check = [&]() -> Status {
-    auto begun = leads ? begin_check(output, bytes) : Result<std::string>(std::string());
+    auto begun = leads ? begin_check(output, bytes, lock) : Result<std::string>(std::string());
     AMXT_ASSIGN(const std::vector<std::string> all, agree(group, std::move(begun), deadline));
     Status status = agree(group, check_nonce(output, all[0], group.rank()), deadline);
     if (leads) (void)remove_tree(nonce_path(output, all[0]));

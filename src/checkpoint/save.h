@@ -6,10 +6,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/deadline.h"
+#include "base/file.h"
 #include "base/result.h"
 #include "checkpoint/manifest.h"
 #include "checkpoint/progress.h"
@@ -25,9 +27,10 @@ int64_t checkpoint_bytes(const store::Layout& layout);
 
 // Collective; at the start of a job. `output` is made with its parents when it is missing; that every rank can write there, sees the same
 // directory, and that it has room for `bytes` is found out now. What dead attempts left behind is removed; after an error, what was made.
-// kMismatch, kNoSpace, kExists (not a directory), kIo.
-Status check_output(const std::string& output, int64_t bytes, comm::Group& group,
-                    Deadline deadline);
+// kMismatch, kNoSpace, kExists (not a directory, or `latest` is no link), kIo. `lock`, when it is given, keeps other jobs from the same
+// output as long as rank 0 has it: kExists for them.
+Status check_output(const std::string& output, int64_t bytes, comm::Group& group, Deadline deadline,
+                    std::optional<File>* lock = nullptr);
 
 struct SaveOptions {
   int64_t keep = 0;  // newest checkpoints that stay; 0: all

@@ -232,7 +232,8 @@ class Gatherer {
     if (!publish()) return taken;
     while (failure_.ok() && !soon.passed() && read_entries()) {
       connect_to_entries();
-      if (failure_.ok() && !step(kFirstPauseMs)) break;
+      if (!failure_.ok()) break;
+      if (auto moved = step(kFirstPauseMs); !moved) return std::move(moved).error();
     }
     if (!failure_.ok()) return std::move(failure_).error();
     store_.reset();  // a stranger's: no note is left there

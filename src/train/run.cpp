@@ -27,6 +27,9 @@ Result<int64_t> TrainerCore::steps_of(const io::Dataset& data, const RunOptions&
     return Error(Code::kInvalidArgument,
                  fmt::format("epochs is {}; it is above 0", *options.epochs));
   }
+  // A horizon that was given, by a ds_config too, is how long the job is meant to be.
+  if (parts_.options.horizon_given && !options.steps && !options.epochs)
+    return std::max<int64_t>(1, parts_.options.schedule.total_steps);
   EffectiveOptions effective = parts_.options;
   if (options.steps) effective.steps = options.steps;
   if (options.epochs) effective.epochs = options.epochs;
@@ -62,6 +65,10 @@ Status TrainerCore::fix_horizon(int64_t steps) {
   std::lock_guard lock(mutex_);
   const int64_t wanted = parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
   if (state_.step > 0) AMXT_TRY(check_horizon(state_.total_steps, wanted));
+  if (steps > wanted && leads()) {
+    log().warning(
+        fmt::format("the schedule ends after step {} and the job after step {}", wanted, steps));
+  }
   state_.total_steps = wanted;
   parts_.options.schedule.total_steps = wanted;
   return {};

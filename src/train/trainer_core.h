@@ -3,11 +3,13 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "base/cpu.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/thread_pool.h"
 #include "checkpoint/manifest.h"
@@ -117,6 +119,7 @@ class TrainerCore : public Trainer {
   store::Layout layout_;
   std::unique_ptr<ThreadPool> pool_;
   bool loaded_ = false;
+  std::optional<File> output_lock_;  // from prepare() on, by rank 0: no other job writes there
 
   mutable std::mutex mutex_;  // guards what follows
   TrainerState state_;

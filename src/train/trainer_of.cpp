@@ -290,8 +290,8 @@ auto TrainerOf<E>::find_rows(const std::string& tensor, int64_t first_row, int64
   const int64_t have = at->vector ? at->columns : at->rows, width = at->vector ? 1 : at->columns;
   if (first_row < 0 || rows < 1 || first_row > have - rows) {
     return Error(Code::kInvalidArgument,
-                 fmt::format("rows {} to {} of tensor {} were asked for; it has {}", first_row,
-                             first_row + rows, quote(tensor), have));
+                 fmt::format("{} rows from row {} of tensor {} were asked for; it has {}", rows,
+                             first_row, quote(tensor), have));
   }
   if (values != 0 && values != static_cast<size_t>(rows * width)) {
     return Error(Code::kInvalidArgument, fmt::format("{} rows of tensor {} are {} values, not {}",

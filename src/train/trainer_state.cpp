@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "checkpoint/agreement.h"
+#include "checkpoint/export_model.h"
 #include "checkpoint/resume.h"
 #include "checkpoint/save.h"
 #include "train/metrics_file.h"
@@ -15,6 +16,13 @@ namespace amxt::train {
 namespace {
 
 constexpr const char* kOrderName = "feistel-1";
+Error moves_data(const char* what, const std::string& was, const std::string& is) {
+  return Error(Code::kMismatch,
+               fmt::format("the checkpoint was saved with {} {}, this job has {}: the order of its "
+                           "data would change; give the same, or --reschedule to accept it",
+                           what, was, is));
+}
+
 // Checkpoints whose room is asked for at most: beyond, the number of bytes means nothing.
 constexpr int64_t kMostSaves = int64_t{1} << 20;
 
@@ -59,18 +67,12 @@ checkpoint::TrainingState TrainerCore::training_state() const {
   t.data.sequence_length = options.sequence_length;
   t.data.mode = mode_name_;
   t.data.fingerprint = data_fingerprint_;
+  t.data.global_batch = options.global_batch();
   return t;
 }
 
 Status TrainerCore::check_training_state(const checkpoint::TrainingState& t) const {
   const EffectiveOptions& options = parts_.options;
-  const auto moves_data = [&](const char* what, const std::string& was, const std::string& is) {
-    return Error(Code::kMismatch,
-                 fmt::format("the checkpoint was saved with {} {}, this job has {}: the order of "
-                             "its data would change; give the same, "
-                             "or --reschedule to accept it",
-                             what, was, is));
-  };
   if (!options.reschedule) {
     if (t.data.order != kOrderName)
       return moves_data("order", quote(t.data.order), quote(kOrderName));
@@ -94,6 +96,8 @@ Status TrainerCore::check_training_state(const checkpoint::TrainingState& t) con
   changed("beta1", t.optimizer.beta1, options.beta1);
   changed("beta2", t.optimizer.beta2, options.beta2);
   changed("epsilon", t.optimizer.epsilon, options.epsilon);
+  if (t.data.global_batch > 0)
+    changed("the samples of a step", t.data.global_batch, options.global_batch());
   changed("what decays", t.optimizer.decay, std::string(decay_name(options.decay)));
   changed("clipping", t.optimizer.clip, options.clip);
   changed("the average of the loss", t.optimizer.loss_average,
@@ -161,11 +165,13 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
   AMXT_ASSIGN(const int64_t steps, agree_on_run(data, options, limits));
   if (options.save && !options.output.empty()) {
     AMXT_TRY(checkpoint::check_output(options.output, output_bytes(options, steps), group(),
-                                      limits.deadline));
+                                      limits.deadline, &output_lock_));
   }
   // Rank 0 chooses for all; the others bring an empty word.
   const auto choose = [&]() -> Result<std::string> {
     if (!leads()) return std::string();
+    if (options.save && !options.output.empty())
+      AMXT_TRY(checkpoint::check_replaceable(join_path(options.output, "final")));
     if (!options.metrics_path.empty()) AMXT_TRY(MetricsFile::probe(options.metrics_path));
     AMXT_ASSIGN(const std::string path, choose_checkpoint(options));
     if (path.empty()) return path;
@@ -174,6 +180,10 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
     const int64_t wanted =
         parts_.options.horizon_given ? parts_.options.schedule.total_steps : steps;
     AMXT_TRY(check_horizon(manifest.training.total_steps, wanted));
+    const std::string& mode = manifest.training.data.mode;
+    if (!mode.empty() && mode != mode_name(data.options().mode) && !parts_.options.reschedule) {
+      return moves_data("mode", mode, mode_name(data.options().mode));
+    }
     if (manifest.training.data.fingerprint != 0 &&
         manifest.training.data.fingerprint != data.fingerprint()) {
       if (!parts_.options.reschedule) {

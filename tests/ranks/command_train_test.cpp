@@ -1,4 +1,6 @@
 // What `amxtrain train` leaves behind: metrics, checkpoints, the final model; and that a resumed job is the same job.
+#include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <cmath>
@@ -107,6 +109,45 @@ TEST_F(CommandTrain, NoSaveWritesMetricsOnly) {
   expect_steps(path("m.jsonl"), 1, 2);
   succeed(train({"--steps", "2", "--no-save", "--output", path("o")}));
   EXPECT_FALSE(fs::exists(path("o")));
+}
+
+TEST_F(CommandTrain, AnEmptyNameIsNoWishToDoWithout) {
+  for (const char* option : {"--output", "--metrics", "--resume"}) {
+    expect_error(amxtrain(train_to("o", {"--steps", "1", option, ""})), 2, {option});
+  }
+  expect_error(amxtrain(train({"--output=", "--steps", "1"})), 2, {"--output="});
+}
+
+TEST_F(CommandTrain, WhatStandsInTheWayIsFoundBeforeTheFirstStep) {
+  fs::create_directories(path("a/latest"));
+  fs::create_directories(path("b/final"));
+  write_text(path("b/final/notes"), "mine");
+  for (const char* output : {"a", "b"}) {
+    const Finished refused = amxtrain(train_to(output, {"--steps", "1"}));
+    EXPECT_EQ(refused.code, 1) << refused;
+    EXPECT_THAT(refused.out, Not(HasSubstr("step 1/1")));
+  }
+  EXPECT_EQ(contents(path("b/final/notes")), "mine");
+}
+
+TEST_F(CommandTrain, AnotherModeIsRefusedAndAnotherBatchIsSaid) {
+  succeed(train_to("o", {"--steps", "2", "--save-steps", "1"}));
+  expect_error(
+      amxtrain(train_to("o", {"--steps", "2", "--resume", path("o/step-000001"), "--mode", "pad"})),
+      1, {"mode", "pack", "pad"});
+  const Finished wider = succeed(
+      train_to("o", {"--steps", "2", "--resume", path("o/step-000001"), "--micro-batch", "2"}));
+  EXPECT_THAT(wider.err, HasSubstr("the samples of a step"));
+}
+
+TEST_F(CommandTrain, TwoJobsDoNotShareAnOutput) {
+  const Finished first = succeed(train_to("o", {"--steps", "1"}));
+  const int held = open(path("o").c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_EQ(flock(held, LOCK_EX | LOCK_NB), 0);
+  expect_error(amxtrain(train_to("o", {"--steps", "1", "--resume", "latest"})), 1,
+               {"another job is writing there"});
+  close(held);
+  succeed(train_to("o", {"--steps", "1", "--resume", "latest"}));
 }
 
 TEST_F(CommandTrain, DryRunPlansAndWritesNothing) {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -17,6 +18,7 @@ namespace {
 
 std::mutex mutex;
 std::string shown;  // the bar, as it stands on the terminal
+int failed_print = 0;
 
 size_t terminal_width() {
   winsize size{};
@@ -29,7 +31,10 @@ void write_all(int descriptor, const std::string& text) {
   size_t done = 0;
   while (done < text.size()) {
     const ssize_t count = write(descriptor, text.data() + done, text.size() - done);
-    if (count <= 0) return;  // nobody is left to tell
+    if (count <= 0) {  // nobody is left to tell
+      if (descriptor == STDOUT_FILENO && errno != EPIPE && errno != EBADF) failed_print = errno;
+      return;
+    }
     done += static_cast<size_t>(count);
   }
 }
@@ -46,6 +51,11 @@ void print(int descriptor, std::string_view line) {
 }
 
 }  // namespace
+
+int print_error() {
+  std::lock_guard lock(mutex);
+  return failed_print;
+}
 
 void print_line(std::string_view line) { print(STDOUT_FILENO, line); }
 void error_line(std::string_view line) { print(STDERR_FILENO, line); }

@@ -9,6 +9,8 @@ namespace command {
 
 // Thread-safe: lines never mix with each other or with the bar.
 void print_line(std::string_view line);  // stdout
+// Why a line of stdout could not be written, or 0; a reader that has gone is none.
+int print_error();
 void error_line(std::string_view line);  // stderr
 // True when stderr is a terminal: progress is a bar there, lines otherwise.
 bool has_bar();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <optional>
 #include <utility>
@@ -94,6 +95,14 @@ int run(int argc, char** argv) {
     commands.emplace_back(app.get_subcommands({}).back(), std::move(command));
   }
 
+  // CLI11 takes the next word for the value.
+  for (const std::string_view word : std::vector<std::string_view>(argv + 1, argv + argc)) {
+    if (word == "--") break;
+    if (word.starts_with("--") && word.ends_with('=')) {
+      return usage_error(fmt::format("{} has no value behind the =", in_quotes(word)));
+    }
+  }
+
   try {
     if (const auto unknown = unknown_command(app, {argv + 1, argv + argc})) {
       return usage_error(*unknown);
@@ -106,7 +115,10 @@ int run(int argc, char** argv) {
     return usage_error(error.what());
   }
   for (const auto& [subcommand, command] : commands) {
-    if (subcommand->parsed()) return command();
+    if (!subcommand->parsed()) continue;
+    const int code = command();
+    if (code != kSuccess || print_error() == 0) return code;
+    throw Failure(fmt::format("standard output: {}", std::strerror(print_error())));
   }
   return kUsage;
 }

@@ -250,7 +250,15 @@ void train(const TrainOptions& options, const Session& session, amxt_group* grou
   finish(group);
 }
 
+// An empty name is a script's unset variable, not a wish to do without.
+void refuse_empty(const char* option, const std::optional<std::string>& value) {
+  if (value && value->empty()) throw Failure(fmt::format("{}: its value is empty", option), kUsage);
+}
+
 int run_train(const TrainOptions& options) {
+  refuse_empty("--output", options.output);
+  refuse_empty("--metrics", options.metrics);
+  refuse_empty("--resume", options.resume);
   if (!options.output && !options.no_save && !options.dry_run) {
     throw Failure("--output is required (or --no-save, or --dry-run)", kUsage);
   }

@@ -90,7 +90,7 @@ inline TrainingState some_training(int64_t step) {
   training.compute_dtype = "bfloat16";
   training.schedule = {"linear", 2e-5, 10, 1000, 0, true, 0, 0, std::nullopt};
   training.optimizer = {"adamw", 0.9, 0.999, 1e-8, 0.01, "all", 1.0, "tokens", step};
-  training.data = {"feistel-1", 42, step * 8, 77, 512, "pack", 0xFEDCBA9876543210};
+  training.data = {"feistel-1", 42, step * 8, 77, 512, "pack", 0xFEDCBA9876543210, 8};
   return training;
 }
 

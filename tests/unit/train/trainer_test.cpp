@@ -229,7 +229,7 @@ TEST(Trainer, NamesRowsThatATensorDoesNotHave) {
                             std::span(values).first(count), {});
     };
     expect_error(read("model.nothing", 0, 1, 1), Code::kNotFound, "no tensor 'model.nothing'");
-    expect_error(read("model.norm.weight", 47, 2, 2), Code::kInvalidArgument, "47 to 49");
+    expect_error(read("model.norm.weight", 47, 2, 2), Code::kInvalidArgument, "2 rows from row 47");
     expect_error(read("model.norm.weight", -1, 2, 2), Code::kInvalidArgument, "it has 48");
     expect_error(read("model.norm.weight", 0, 0, 0), Code::kInvalidArgument, "it has 48");
     expect_error(read("model.embed_tokens.weight", 0, 2, 95), Code::kInvalidArgument,
