@@ -18,15 +18,15 @@ Status open(amxt_runtime* runtime, const char* directory, amxt_model** out) {
   AMXT_TRY(require(directory, "directory"));
   AMXT_TRY(require(out, "model"));
   AMXT_ASSIGN(model::ModelDirectory config, model::ModelDirectory::open_config(directory));
-  for (const std::string& warning : config.config().warnings) runtime->state->log->warning(warning);
   auto model = std::make_unique<amxt_model>();
   if (Result<model::ModelDirectory> whole = model::ModelDirectory::open(directory)) {
-    for (const std::string& warning : whole->warnings()) runtime->state->log->warning(warning);
     model->directory = std::make_shared<const model::ModelDirectory>(*std::move(whole));
   } else {
     model->problem = whole.error();
     model->directory = std::make_shared<const model::ModelDirectory>(std::move(config));
   }
+  for (const std::string& warning : model->directory->warnings())
+    runtime->state->log->warning(warning);
   *out = model.release();
   return {};
 }

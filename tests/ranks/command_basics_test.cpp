@@ -357,6 +357,18 @@ TEST_F(Command, GivesNoRateOfAnInstant) {
   EXPECT_THAT(one.err, ContainsRegex(": 1 B( at [0-9]+ B/s)?\n"));
 }
 
+TEST_F(Command, AKeyThatNobodyKnowsIsOneLine) {
+  model();
+  Json config = Json::parse(contents(path("model/config.json")));
+  config["flavour"] = nullptr;
+  write_text(path("model/config.json"), config.dump());
+  const Finished plan = amxtrain({"plan", "--model", path("model")});
+  EXPECT_EQ(plan.code, 0) << plan;
+  const size_t first = plan.err.find("'flavour'");
+  ASSERT_NE(first, std::string::npos) << plan;
+  EXPECT_EQ(plan.err.find("'flavour'", first + 1), std::string::npos) << plan;
+}
+
 TEST_F(Command, TokenizeRefusesWhatHasNoToken) {
   write_text(path("empty.txt"), "");
   write_text(path("empty.jsonl"), "\n\n");
