@@ -222,7 +222,7 @@ class Gatherer {
   // Mostly another program; or a second rank 0, which serves a store as this one would have and is told apart by meeting it there.
   Error who_has_the_port(Error taken) {
     if (taken.code() != Code::kExists) return taken;
-    const Deadline soon = deadline_.earlier(Deadline::after(kLookNs));
+    Deadline soon = deadline_.earlier(Deadline::after(kLookNs));
     TcpStoreClient::Options options;
     options.ping_timeout_ns = options.reply_timeout_ns = kLookNs;
     auto store =
@@ -230,12 +230,16 @@ class Gatherer {
     if (!store) return taken;
     store_ = *std::move(store);
     if (!publish()) return taken;
-    while (failure_.ok() && !soon.passed() && read_entries()) {
+    for (bool served = true; !soon.passed();) {
+      if (served &&
+          !read_entries()) {  // its server has gone: what it said on the way may still come
+        served = false;
+        soon = soon.earlier(Deadline::after(kLastWordsNs));
+      }
       connect_to_entries();
-      if (!failure_.ok()) break;
+      if (!failure_.ok()) return std::move(failure_).error();
       if (auto moved = step(kFirstPauseMs); !moved) return std::move(moved).error();
     }
-    if (!failure_.ok()) return std::move(failure_).error();
     store_.reset();  // a stranger's: no note is left there
     return taken;
   }
@@ -541,8 +545,9 @@ class Gatherer {
     for (const Member& member : members_) {
       if (member.socket) send_message(member.socket.get(), message);
     }
+    // Whoever was greeted may count this rank as met already.
     for (const Stranger& stranger : strangers_) {
-      if (stranger.socket && !stranger.entry) send_message(stranger.socket.get(), message);
+      if (stranger.socket) send_message(stranger.socket.get(), message);
     }
   }
 
