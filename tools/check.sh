@@ -15,7 +15,7 @@ rm -rf "$results"
 mkdir -p "$results"
 
 # Runs ctest so that its report can be counted: run_ctest PRESET ARGUMENT... A test that fails is tried once
-# more, as the log shows: on a machine that others use, too, a process may be kept from its turn for seconds.
+# more and named at the end, whatever comes of it: on a machine that others use, too, a process may be kept from its turn for seconds.
 run_ctest() {
   local preset=$1
   shift
@@ -93,6 +93,7 @@ for log in "$results"/*.ctest.log; do
   [ -f "$log" ] || continue
   printf '\n==== ctest, %s\n' "$(basename "$log" .ctest.log)"
   sed -n '/% tests passed/,$p' "$log"
+  sed -nE 's/^.*Test +#[0-9]+: ([^ ]+).*\*\*\*(Failed|Timeout|Exception).*/failed at a try: \1/p' "$log" | sort -u
 done
 echo
 shopt -s nullglob
