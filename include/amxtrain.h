@@ -1313,7 +1313,7 @@ typedef struct amxt_trainer_options {
   int64_t accumulate;         /* micro-batches of a step on a rank; unset: 4, 1 with a ds_config */
   int64_t wave;               /* micro-batches that pass a layer together; unset: by the plan */
   int64_t warmup_steps;       /* 0 or more; unset: 0 */
-  int64_t total_steps;        /* horizon of the schedule; unset: the steps of amxt_run_options; 
+  int64_t total_steps;        /* horizon of the schedule; unset: the steps of amxt_run_options;
                                  steps by hand need it unless the schedule is constant */
   int64_t log_steps;          /* how often an event asks to be shown, 1 or more; unset: 1 */
   int64_t seed;               /* of the order of samples; unset: 42 */
@@ -1535,7 +1535,7 @@ typedef struct amxt_run_options {
   uint32_t struct_size;
   int32_t save;       /* 0: no checkpoints, no final model; unset: 1 */
   int64_t steps;      /* counted from the job's first step; unset: by epochs */
-  double epochs;      /* up to 1e6; unset: 1 when steps is unset too; both set is an error */
+  double epochs;      /* up to 1e6; steps unset too: a given horizon's steps, else 1; not both */
   int64_t save_steps; /* checkpoint every so many, and after the last; 0: only that; unset: 100 */
   int64_t keep;       /* newest checkpoints that stay, 1 or more; unset: 2 */
   int64_t eval_steps; /* evaluate every so many steps; unset: after the last only */
@@ -1596,9 +1596,9 @@ AMXT_API amxt_status amxt_trainer_create(amxt_runtime* runtime, amxt_group* grou
 
 /**
  * Checks what amxt_trainer_run() will need, before anything large is loaded: that the output
- * directory can be made, is seen by all ranks and holds no checkpoints of another job; that the
- * metrics file can be written; which checkpoint to resume from and that it is of this model; that
- * the data has samples. Fixes the horizon of the schedule. Calling it is optional.
+ * directory can be made, is seen by all ranks, holds no checkpoints of another job and is not
+ * written by one (it is locked as long as the trainer lives); that the metrics file can be
+ * written; which checkpoint to resume from and that it is of this model; that the data has samples. Fixes the horizon of the schedule. Calling it is optional.
  *
  * @param[in] trainer the trainer, before load or resume.
  * @param[in] dataset what to train on.
@@ -1608,8 +1608,10 @@ AMXT_API amxt_status amxt_trainer_create(amxt_runtime* runtime, amxt_group* grou
  *   amxt_string_destroy().
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_EXISTS when the output holds checkpoints and no resume was asked for;
- *   AMXT_E_NOT_FOUND for a path to resume from that is not there; AMXT_E_MISMATCH; AMXT_E_FORMAT;
+ * @return AMXT_OK; AMXT_E_EXISTS when the output holds checkpoints and no resume was asked for,
+ *   when another job writes there, or when its `latest` or `final`, or the metrics file, is
+ *   something else than a job leaves; AMXT_E_NOT_FOUND for a path to resume from that is not
+ *   there; AMXT_E_MISMATCH; AMXT_E_FORMAT;
  *   AMXT_E_IO; AMXT_E_NO_SPACE; AMXT_E_INVALID_STATE after load; AMXT_E_TIMEOUT; AMXT_E_CANCELLED;
  *   AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
@@ -1646,8 +1648,8 @@ AMXT_API amxt_status amxt_trainer_load(amxt_trainer* trainer, const char* direct
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a batch of another shape or a token beyond the
  *   vocabulary; AMXT_E_NONFINITE with step, rank, layer and tensor; AMXT_E_MISMATCH when ranks
- *   disagree on the learning rate or the shape; AMXT_E_INVALID_STATE before load or after a
- *   failure; AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_COMM_*.
+ *   disagree on the learning rate; AMXT_E_INVALID_STATE before load, after a failure, or when the
+ *   schedule falls to a horizon that is not known; AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
 AMXT_API amxt_status amxt_trainer_step(amxt_trainer* trainer, const amxt_batch* batch,
@@ -1715,7 +1717,7 @@ AMXT_API amxt_status amxt_trainer_evaluate(amxt_trainer* trainer, amxt_dataset* 
  *
  * @param[in] trainer the trainer, loaded or resumed.
  * @param[in] dataset what to train on, the same on all ranks.
- * @param[in] options NULL for all defaults: one epoch, nothing saved.
+ * @param[in] options NULL for all defaults: the horizon that was given or one epoch, nothing saved.
  * @param[in] timeout_ns deadline of the whole run.
  * @param[out] err optional.
  * @return AMXT_OK, also when a callback paused or stopped it; the statuses of
