@@ -1598,7 +1598,8 @@ AMXT_API amxt_status amxt_trainer_create(amxt_runtime* runtime, amxt_group* grou
  * Checks what amxt_trainer_run() will need, before anything large is loaded: that the output
  * directory can be made, is seen by all ranks, holds no checkpoints of another job and is not
  * written by one (it is locked as long as the trainer lives); that the metrics file can be
- * written; which checkpoint to resume from and that it is of this model; that the data has samples. Fixes the horizon of the schedule. Calling it is optional.
+ * written; which checkpoint to resume from and that it is of this model; that the data has
+ * samples. Fixes the horizon of the schedule. Calling it is optional.
  *
  * @param[in] trainer the trainer, before load or resume.
  * @param[in] dataset what to train on.
