@@ -9,6 +9,8 @@
 #include "base/text.h"
 #include "comm/control_segment.h"
 #include "comm/memory_file.h"
+#include "comm/rendezvous_entry.h"
+#include "comm/wire.h"
 
 namespace amxt::comm {
 namespace {
@@ -16,9 +18,10 @@ namespace {
 class AloneGroup final : public Group {
  public:
   AloneGroup(const LaunchInfo& launch, bool oversubscribed)
-      : launch_(launch), oversubscribed_(oversubscribed) {}
+      : launch_(launch), nodes_(Nodes::one(1, host_name())), oversubscribed_(oversubscribed) {}
 
   const LaunchInfo& launch() const override { return launch_; }
+  const Nodes& nodes() const override { return nodes_; }
 
   Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline) override {
     AMXT_TRY(usable());
@@ -66,6 +69,11 @@ class AloneGroup final : public Group {
   }
 
   bool oversubscribed() const override { return oversubscribed_; }
+  Result<std::unique_ptr<Wire>> make_wire(Deadline) override {
+    return Error(Code::kInvalidState, "a group of one node needs no wire");
+  }
+  void set_listener(Listener) override {}  // there is nobody to hear of
+  void post(int, std::string_view) override {}
 
  private:
   Status usable() const {
@@ -75,6 +83,7 @@ class AloneGroup final : public Group {
   }
 
   const LaunchInfo launch_;
+  const Nodes nodes_;
   const bool oversubscribed_;
   bool finalized_ = false;
   mutable std::mutex mutex_;

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,6 +19,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "comm/launch.h"
+#include "comm/nodes.h"
 
 namespace amxt::comm {
 
@@ -38,6 +40,8 @@ class SharedMemory {
   int64_t bytes_ = 0;
 };
 
+class Wire;
+
 class Group {
  public:
   // Alone (world 1): no sockets, no files.
@@ -49,8 +53,12 @@ class Group {
   virtual const LaunchInfo& launch() const = 0;
   int rank() const { return launch().rank; }
   int size() const { return launch().world_size; }
-  int local_rank() const { return launch().local_rank; }
-  int local_size() const { return launch().local_world_size; }
+  // The same for all ranks; local_rank() and local_size() are by it, not by what the launcher said.
+  virtual const Nodes& nodes() const = 0;
+  int node() const { return nodes().node_of(rank()); }
+  int node_count() const { return nodes().count(); }
+  int local_rank() const { return nodes().local_of(rank()); }
+  int local_size() const { return nodes().local_size(node()); }
 
   // Collective on the node. `what` names it in errors. Huge pages where the kernel gives them.
   virtual Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) = 0;
@@ -64,6 +72,18 @@ class Group {
   // All ranks give a payload (at most 64 KiB, any length per rank); each gets everyone's, by rank. For agreements at start and save.
   virtual Result<std::vector<std::string>> exchange(std::string_view payload,
                                                     Deadline deadline) = 0;
+
+  // Collective: connects all ranks for data between nodes, anew each time it is called (wire.h). kInvalidState on one node.
+  virtual Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) = 0;
+
+  // Small messages between any two ranks beside the collectives, in order per pair; what the ranks of a step use to end it together. post()
+  // never blocks: what a peer that is stuck or dying does not get is lost with it. The listener is called on the group's own thread and must
+  // not block nor call the group, but post(); messages that come while there is none are dropped. set_listener(nullptr) returns when no call
+  // of the former is under way.
+  static constexpr size_t kMaxPost = 1024;
+  using Listener = std::function<void(int from, std::string_view message)>;
+  virtual void set_listener(Listener listener) = 0;
+  virtual void post(int rank, std::string_view message) = 0;
 
   // The fatal error, if there is one.
   virtual Status check() const = 0;

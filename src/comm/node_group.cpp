@@ -16,6 +16,8 @@
 #include "comm/control_segment.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous.h"
+#include "comm/rendezvous_entry.h"
+#include "comm/wire.h"
 
 namespace amxt::comm {
 namespace {
@@ -58,7 +60,9 @@ struct ShareReport {
 class NodeGroup final : public Group {
  public:
   NodeGroup(const LaunchInfo& launch, ControlSegment segment)
-      : launch_(launch), segment_(std::move(segment)) {}
+      : launch_(launch),
+        nodes_(Nodes::one(launch.world_size, host_name())),
+        segment_(std::move(segment)) {}
 
   Status start(std::vector<Member> members, Log* log) {
     oversubscribed_ = exceeds_cpus(members);
@@ -68,7 +72,13 @@ class NodeGroup final : public Group {
   }
 
   const LaunchInfo& launch() const override { return launch_; }
+  const Nodes& nodes() const override { return nodes_; }
   bool oversubscribed() const override { return oversubscribed_; }
+  Result<std::unique_ptr<Wire>> make_wire(Deadline) override {
+    return Error(Code::kInvalidState, "a group of one node needs no wire");
+  }
+  void set_listener(Listener) override {}
+  void post(int, std::string_view) override {}
   Status check() const override { return channel_->check(); }
 
   void abort(std::string_view reason) override {
@@ -346,6 +356,7 @@ class NodeGroup final : public Group {
   }
 
   const LaunchInfo launch_;
+  const Nodes nodes_;
   ControlSegment segment_;  // before the channel, whose thread wakes those who wait in it
   bool oversubscribed_ = false;
   bool finalized_ = false;

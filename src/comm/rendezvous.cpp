@@ -50,12 +50,6 @@ std::string this_machine() {
   return fmt::format("{}-{}", read_word("/proc/sys/kernel/random/boot_id"), space.st_ino);
 }
 
-std::string host_name() {
-  char name[256] = {};
-  gethostname(name, sizeof name - 1);
-  return plain_word(name);
-}
-
 Result<Identity> own_identity(const LaunchInfo& launch, int threads) {
   Identity self;
   self.rank = launch.rank;

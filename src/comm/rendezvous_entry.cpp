@@ -1,6 +1,7 @@
 #include "comm/rendezvous_entry.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
@@ -30,6 +31,12 @@ std::string plain_word(std::string text) {
       text.begin(), text.end(),
       [](unsigned char c) { return !std::isalnum(c) && c != '.' && c != '-' && c != '_'; }, '_');
   return text.substr(0, 63);
+}
+
+std::string host_name() {
+  char name[256] = {};
+  gethostname(name, sizeof name - 1);
+  return plain_word(name);
 }
 
 std::string socket_name(const Nonce& nonce) { return "amxtrain-" + hex(nonce); }

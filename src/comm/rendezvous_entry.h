@@ -20,6 +20,8 @@ struct Entry {
 
 // Letters, digits, '.', '-' and '_'; anything else becomes '_'; cut at 63 characters.
 std::string plain_word(std::string text);
+// What this machine calls itself, as a plain word.
+std::string host_name();
 // The abstract unix socket of the rank with that nonce.
 std::string socket_name(const Nonce& nonce);
 

@@ -1,5 +1,6 @@
-// Ranks as threads of one test: run_ranks(world, body) runs body(group) on a thread for each rank, each with a Group over real shared memory
-// (every rank maps its own view), and hands on the first failure.
+// Ranks as threads of one test: ThreadGroups(world).run(body) runs body(group) on a thread for each rank, each with a Group over real shared
+// memory (every rank maps its own view). ThreadGroups(nodes), with the node of each rank, splits them over several nodes: shared memory reaches
+// the ranks of one node only, and a wire of this process' own memory joins the nodes.
 #pragma once
 
 #include <condition_variable>
@@ -13,12 +14,24 @@
 
 #include "comm/group.h"
 #include "comm/memory_file.h"
+#include "support/memory_wire.h"
 
 namespace amxt::test {
 
 class ThreadGroups {
  public:
-  explicit ThreadGroups(int world) : world_(world) {}
+  explicit ThreadGroups(int world) : ThreadGroups(std::vector<int>(static_cast<size_t>(world))) {}
+  explicit ThreadGroups(const std::vector<int>& node_of_rank)
+      : world_(static_cast<int>(node_of_rank.size())) {
+    for (int rank = 0; rank < world_; ++rank) {
+      const int node = node_of_rank[static_cast<size_t>(rank)];
+      if (nodes_.count() <= node) nodes_.nodes.resize(static_cast<size_t>(node) + 1);
+      auto& there = nodes_.nodes[static_cast<size_t>(node)];
+      nodes_.ranks.push_back({node, static_cast<int>(there.size()), "test", "127.0.0.1"});
+      there.push_back(rank);
+    }
+    listeners_.resize(static_cast<size_t>(world_));
+  }
 
   std::shared_ptr<comm::Group> group(int rank) { return std::make_shared<Rank>(this, rank); }
 
@@ -38,17 +51,42 @@ class ThreadGroups {
   class Rank final : public comm::Group {
    public:
     Rank(ThreadGroups* all, int rank) : all_(all) {
-      launch_.rank = launch_.local_rank = rank;
-      launch_.world_size = launch_.local_world_size = all->world_;
+      launch_.rank = rank;
+      launch_.world_size = all->world_;
+      launch_.local_rank = all->nodes_.local_of(rank);
+      launch_.local_world_size = all->nodes_.local_size(all->nodes_.node_of(rank));
       launch_.source = "test";
     }
     const comm::LaunchInfo& launch() const override { return launch_; }
+    const comm::Nodes& nodes() const override { return all_->nodes_; }
+    Result<std::unique_ptr<comm::Wire>> make_wire(Deadline deadline) override {
+      const int index = wires_++;
+      std::shared_ptr<MemoryWire::Exchange> exchange;
+      {
+        std::lock_guard lock(all_->mutex_);
+        auto& slot = all_->wires_[index];
+        if (!slot) slot = std::make_shared<MemoryWire::Exchange>();
+        exchange = slot;
+      }
+      AMXT_TRY(barrier(deadline));
+      return std::unique_ptr<comm::Wire>(
+          std::make_unique<MemoryWire>(rank(), std::move(exchange), [this] { return check(); }));
+    }
+    void set_listener(Listener listener) override {
+      std::lock_guard lock(all_->listener_mutex_);
+      all_->listeners_[static_cast<size_t>(rank())] = std::move(listener);
+    }
+    void post(int to, std::string_view message) override {
+      std::lock_guard lock(all_->listener_mutex_);
+      const Listener& listener = all_->listeners_[static_cast<size_t>(to)];
+      if (listener) listener(rank(), message);
+    }
     Result<comm::SharedMemory> share(std::string_view, int64_t bytes, Deadline deadline) override {
       const int index = shares_++;
       std::shared_ptr<comm::Descriptor> file;
       {
         std::lock_guard lock(all_->mutex_);
-        std::shared_ptr<comm::Descriptor>& slot = all_->files_[index];
+        std::shared_ptr<comm::Descriptor>& slot = all_->files_[{node(), index}];
         if (!slot) {
           AMXT_ASSIGN(comm::Descriptor made, comm::make_memory_file("test", bytes));
           slot = std::make_shared<comm::Descriptor>(std::move(made));
@@ -96,6 +134,7 @@ class ThreadGroups {
     ThreadGroups* all_;
     comm::LaunchInfo launch_;
     int shares_ = 0;
+    int wires_ = 0;
     int exchanges_ = 0;
   };
 
@@ -123,7 +162,11 @@ class ThreadGroups {
   int arrived_ = 0;
   uint64_t generation_ = 0;
   std::string aborted_;
-  std::map<int, std::shared_ptr<comm::Descriptor>> files_;
+  std::map<std::pair<int, int>, std::shared_ptr<comm::Descriptor>> files_;  // by node
+  std::map<int, std::shared_ptr<MemoryWire::Exchange>> wires_;
+  comm::Nodes nodes_;
+  std::recursive_mutex listener_mutex_;  // a listener may post
+  std::vector<comm::Group::Listener> listeners_;
   std::vector<std::string> payloads_[2];
 };
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "comm/group.h"
+#include "comm/wire.h"
 
 namespace amxt::checkpoint {
 
@@ -49,12 +50,19 @@ class Meeting {
 
 class ThreadGroup final : public comm::Group {
  public:
-  ThreadGroup(Meeting* meeting, int rank, int world) : meeting_(meeting) {
+  ThreadGroup(Meeting* meeting, int rank, int world)
+      : meeting_(meeting), nodes_(comm::Nodes::one(world, "test")) {
     launch_.rank = launch_.local_rank = rank;
     launch_.world_size = launch_.local_world_size = world;
   }
 
   const comm::LaunchInfo& launch() const override { return launch_; }
+  const comm::Nodes& nodes() const override { return nodes_; }
+  Result<std::unique_ptr<comm::Wire>> make_wire(Deadline) override {
+    return Error(Code::kInvalidState, "one node");
+  }
+  void set_listener(Listener) override {}
+  void post(int, std::string_view) override {}
   Result<comm::SharedMemory> share(std::string_view, int64_t bytes, Deadline deadline) override {
     int fd = -1;
     if (rank() == 0) {
@@ -87,6 +95,7 @@ class ThreadGroup final : public comm::Group {
 
  private:
   Meeting* meeting_;
+  comm::Nodes nodes_;
   comm::LaunchInfo launch_;
 };
 

@@ -265,6 +265,12 @@ class LookedAtGroup final : public comm::Group {
  public:
   explicit LookedAtGroup(std::shared_ptr<comm::Group> group) : group_(std::move(group)) {}
   const comm::LaunchInfo& launch() const override { return group_->launch(); }
+  const comm::Nodes& nodes() const override { return group_->nodes(); }
+  Result<std::unique_ptr<comm::Wire>> make_wire(Deadline d) override {
+    return group_->make_wire(d);
+  }
+  void set_listener(Listener listener) override { group_->set_listener(std::move(listener)); }
+  void post(int rank, std::string_view message) override { group_->post(rank, message); }
   Result<comm::SharedMemory> share(std::string_view what, int64_t bytes, Deadline d) override {
     return group_->share(what, bytes, d);
   }

@@ -1,0 +1,63 @@
+// Collectives: reductions and exchanges of arrays over the ranks of a communicator. One interface, whatever carries the bytes: shared
+// memory, a wire between nodes, both (hierarchical), or NCCL on device memory.
+//
+// Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used at
+// the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows; a
+// mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of them, naming both sides; every call has a
+// deadline, after which the communicator is dead on all ranks, as after a cancel.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/deadline.h"
+#include "base/dtype.h"
+#include "base/result.h"
+
+namespace amxt::comm {
+
+enum class ReduceOp : int32_t { kSum = 0, kMax = 1, kMin = 2, kAvg = 3 };
+
+// fp32, bf16, fp16, int32, int64, uint8; kAvg of integers rounds towards zero.
+bool is_collective_dtype(DType dtype);
+
+class Collectives {
+ public:
+  struct Limits {
+    Deadline deadline = Deadline::never();
+    const std::atomic<bool>* cancel = nullptr;
+  };
+
+  virtual ~Collectives() = default;
+  virtual const char* transport() const = 0;  // "shm", "gloo", "shm+gloo", "nccl", "none"
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Counts are in elements. `send` and `receive` are the same buffer (in place) or do not overlap.
+  virtual Status all_reduce(const void* send, void* receive, int64_t count, DType dtype,
+                            ReduceOp op, const Limits& limits) = 0;
+  // counts[r]: what rank r gives; all parts lie in `receive` in the order of ranks. In place: `send` is this rank's part of `receive`.
+  virtual Status all_gather(const void* send, void* receive, std::span<const int64_t> counts,
+                            DType dtype, const Limits& limits) = 0;
+  // counts[r]: what rank r gets; `send` holds all parts in the order of ranks. In place: `receive` is this rank's part of `send`.
+  virtual Status reduce_scatter(const void* send, void* receive, std::span<const int64_t> counts,
+                                DType dtype, ReduceOp op, const Limits& limits) = 0;
+  virtual Status broadcast(void* data, int64_t count, DType dtype, int root,
+                           const Limits& limits) = 0;
+  // send_counts[r] elements go to rank r, receive_counts[r] come from it; parts lie in the order of ranks. Never in place.
+  virtual Status all_to_all(const void* send, std::span<const int64_t> send_counts, void* receive,
+                            std::span<const int64_t> receive_counts, DType dtype,
+                            const Limits& limits) = 0;
+  // The n-th send of one rank to another meets the n-th receive there from it. A send may return before it was received.
+  virtual Status send(const void* data, int64_t count, DType dtype, int peer,
+                      const Limits& limits) = 0;
+  virtual Status receive(void* data, int64_t count, DType dtype, int peer,
+                         const Limits& limits) = 0;
+  virtual Status barrier(const Limits& limits) = 0;
+};
+
+}  // namespace amxt::comm

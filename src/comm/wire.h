@@ -1,0 +1,48 @@
+// Wire: bytes from rank to rank between nodes; what the algorithms between nodes and the store's traffic are written on.
+//
+// A send meets the receive of the same tag on the other side, in whatever order they are posted; both name the same number of bytes. A
+// tag between two ranks may be used again once its transfer has completed on both sides. Posting never blocks. The memory belongs
+// to the wire from the post until the wait for it succeeds, or until the wire is destroyed.
+//
+// Thread-safety: any thread may post and wait, each transfer is waited for by one. Invariants: every wait has a deadline; after any error
+// but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave the
+// transfer under way: wait again, or destroy the wire. Who gives up on a transfer must destroy the wire, and the peer will see that as a loss.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/deadline.h"
+#include "base/result.h"
+
+namespace amxt::comm {
+
+class Wire {
+ public:
+  class Transfer;  // of the implementation
+  using Pending = std::unique_ptr<Transfer>;
+
+  struct Counters {
+    int64_t sent_bytes = 0, received_bytes = 0;  // payload, completed or not
+    int64_t wait_ns = 0;                         // that callers spent in wait()
+  };
+
+  virtual ~Wire() = default;
+  virtual const char* name() const = 0;  // "gloo"
+
+  virtual Result<Pending> send(int rank, uint64_t tag, const void* data, int64_t bytes) = 0;
+  virtual Result<Pending> receive(int rank, uint64_t tag, void* data, int64_t bytes) = 0;
+  // Errors name the peer. Also looks at group.check() and at `cancel` (may be null) at least every 100 ms.
+  virtual Status wait(Transfer& transfer, Deadline deadline,
+                      const std::atomic<bool>* cancel = nullptr) = 0;
+  virtual Counters counters() const = 0;
+};
+
+class Wire::Transfer {
+ public:
+  virtual ~Transfer() = default;
+};
+
+}  // namespace amxt::comm

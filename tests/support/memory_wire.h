@@ -1,0 +1,98 @@
+// A Wire between ranks that are threads of one test. A transfer is copied by whoever waits for it first, or comes second.
+#pragma once
+
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "comm/wire.h"
+
+namespace amxt::test {
+
+class MemoryWire final : public comm::Wire {
+ public:
+  struct Post {
+    const void* from = nullptr;
+    void* to = nullptr;
+    int64_t bytes = 0;
+    bool done = false;
+  };
+  // What all ranks of one wire share.
+  struct Exchange {
+    std::mutex mutex;
+    std::condition_variable changed;
+    std::map<std::tuple<int, int, uint64_t>, std::shared_ptr<Post>> waiting;  // from, to, tag
+  };
+
+  MemoryWire(int rank, std::shared_ptr<Exchange> exchange, std::function<Status()> check)
+      : rank_(rank), exchange_(std::move(exchange)), check_(std::move(check)) {}
+
+  const char* name() const override { return "memory"; }
+
+  Result<Pending> send(int rank, uint64_t tag, const void* data, int64_t bytes) override {
+    counters_.sent_bytes += bytes;
+    return post(rank_, rank, tag, data, nullptr, bytes);
+  }
+  Result<Pending> receive(int rank, uint64_t tag, void* data, int64_t bytes) override {
+    counters_.received_bytes += bytes;
+    return post(rank, rank_, tag, nullptr, data, bytes);
+  }
+  Status wait(Transfer& transfer, Deadline deadline, const std::atomic<bool>* cancel) override {
+    const auto& own = static_cast<Posted&>(transfer).post;
+    std::unique_lock lock(exchange_->mutex);
+    while (!own->done) {
+      if (deadline.passed()) return Error(Code::kTimeout, "a transfer did not end in time");
+      if (cancel != nullptr && *cancel) return Error(Code::kCancelled, "cancelled");
+      lock.unlock();
+      AMXT_TRY(check_());
+      lock.lock();
+      if (!own->done) exchange_->changed.wait_for(lock, std::chrono::milliseconds(10));
+    }
+    return {};
+  }
+  Counters counters() const override { return counters_; }
+
+ private:
+  struct Posted final : Transfer {
+    explicit Posted(std::shared_ptr<Post> p) : post(std::move(p)) {}
+    std::shared_ptr<Post> post;
+  };
+
+  Result<Pending> post(int from, int to, uint64_t tag, const void* source, void* target,
+                       int64_t bytes) {
+    const std::lock_guard lock(exchange_->mutex);
+    const auto key = std::make_tuple(from, to, tag);
+    auto found = exchange_->waiting.find(key);
+    std::shared_ptr<Post> meeting;
+    if (found == exchange_->waiting.end()) {
+      meeting = std::make_shared<Post>(Post{source, target, bytes, false});
+      exchange_->waiting[key] = meeting;
+      return Pending(std::make_unique<Posted>(std::move(meeting)));
+    }
+    meeting = found->second;
+    if ((meeting->to == nullptr) == (target == nullptr))
+      return Error(Code::kInternal, "a tag is posted twice");
+    if (meeting->bytes != bytes) return Error(Code::kInternal, "a transfer of two sizes");
+    exchange_->waiting.erase(found);
+    const void* data = source != nullptr ? source : meeting->from;
+    void* into = target != nullptr ? target : meeting->to;
+    if (bytes > 0) std::memcpy(into, data, static_cast<size_t>(bytes));
+    meeting->done = true;
+    exchange_->changed.notify_all();
+    return Pending(std::make_unique<Posted>(std::move(meeting)));
+  }
+
+  const int rank_;
+  const std::shared_ptr<Exchange> exchange_;
+  const std::function<Status()> check_;
+  Counters counters_;
+};
+
+}  // namespace amxt::test
