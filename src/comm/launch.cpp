@@ -301,6 +301,7 @@ int port_of_job(const std::string& launcher, const std::string& job) {
 Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& environment) {
   Found found;
   LaunchInfo info;
+  info.interface = environment("AMXTRAIN_SOCKET_IFNAME").value_or("");
   const std::vector<LauncherSet> sets = launcher_sets(environment);
   const LauncherSet* taken = nullptr;
   if (options.rank >= 0 || options.world_size >= 0) {

@@ -20,9 +20,11 @@ struct LaunchInfo {
   bool agent_store = false;  // torchrun's agent serves the store at master_address:master_port
   std::string run_id;        // launcher's id of the job, may be empty
   std::string node_hint;     // what AMXTRAIN_NODE_ID or the launcher calls this node, may be empty
-  std::string source;        // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
-  std::string launcher;      // whose variables were taken, may be empty
-  std::string reason;        // why this source
+  std::string
+      interface;  // AMXTRAIN_SOCKET_IFNAME: what other machines reach this one by, may be empty
+  std::string source;              // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
+  std::string launcher;            // whose variables were taken, may be empty
+  std::string reason;              // why this source
   std::vector<std::string> notes;  // one line each: what was derived and why
 };
 
@@ -32,6 +34,8 @@ struct GroupOptions {
   int master_port = -1;
   int threads = 1;  // of this rank; to know whether cores are oversubscribed
   int64_t peer_timeout_ns = 30'000'000'000;
+  // With a secret and several nodes: let data go over a wire that cannot authenticate, such as gloo.
+  bool allow_unauthenticated_data = false;
 };
 
 // Explicit options first, else the innermost complete set of a launcher's variables (launchers.h), else alone. RANK and its family in part,

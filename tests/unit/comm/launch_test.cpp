@@ -544,6 +544,17 @@ TEST(Launch, ANodeHasTheNameThatItIsGiven) {
   EXPECT_EQ(found({}, named).node_hint, "rack-3");
 }
 
+TEST(Launch, TheInterfaceOfANodeIsTakenWhateverTheLauncher) {
+  const Variables named = {{"AMXTRAIN_SOCKET_IFNAME", "eth1"}};
+  EXPECT_EQ(found({}, torchrun(1, 2) + named).interface, "eth1");
+  EXPECT_EQ(found({}, torchrun(1, 2)).interface, "");
+  GroupOptions options;
+  options.rank = 0;
+  options.world_size = 2;
+  options.master_port = 4000;
+  EXPECT_EQ(found(options, named).interface, "eth1");
+}
+
 TEST(Launch, TheProcessEnvironmentTellsUnsetFromEmpty) {
   ASSERT_EQ(setenv("AMXT_LAUNCH_TEST", "", 1), 0);
   EXPECT_EQ(process_environment()("AMXT_LAUNCH_TEST"), "");
