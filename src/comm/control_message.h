@@ -24,9 +24,9 @@ enum class MessageKind : uint32_t {
   // In the group (control_channel.h).
   kHeartbeat,  // nothing else to say
   kSegment,    // from the node's leader, with the descriptor of the shared memory number `sequence`
-  kAbort,      // the sender gives up; code, about_rank and text are the root cause. From rank 0 also: `sequence` collectives have opened
-  kLeave,      // the sender has finalized: its end of file is no death
-  kPost,       // Group::post()
+  kAbort,  // the sender gives up; code, about_rank and text are the root cause. From rank 0 also: `sequence` collectives have opened
+  kLeave,  // the sender has finalized: its end of file is no death
+  kPost,   // Group::post()
   // Of a collective of the job, number `sequence` (meeting.h). The first three to rank 0, the last from it to the leaders of nodes.
   kArrive,   // all ranks of the sender's node are there; code: the collective; payload: theirs
   kWaiting,  // the sender has been there for a while

@@ -61,10 +61,9 @@ Error there_twice(const Identity& one, const Identity& other) {
   auto first = place(one), second = place(other);
   if (second < first) std::swap(first, second);
   const std::string text =
-      first.first.empty()
-          ? fmt::format("pids {} and {}", first.second, second.second)
-          : fmt::format("pid {} on host {} and pid {} on host {}", first.second, first.first,
-                        second.second, second.first);
+      first.first.empty() ? fmt::format("pids {} and {}", first.second, second.second)
+                          : fmt::format("pid {} on host {} and pid {} on host {}", first.second,
+                                        first.first, second.second, second.first);
   return Error(Code::kMismatch, fmt::format("rank {} is there twice: {}", one.rank, text))
       .with_rank(one.rank);
 }

@@ -1,5 +1,5 @@
-// The group of several processes on one machine: rendezvous by the store, then sockets for deaths and descriptors, shared memory for
-// everything else.
+// The group of several processes, on one node or several: rendezvous by the store, then links for deaths, descriptors and the word between
+// nodes, shared memory within each node for everything else.
 #pragma once
 
 #include <memory>
@@ -11,8 +11,7 @@
 
 namespace amxt::comm {
 
-Result<std::unique_ptr<Group>> make_node_group(const LaunchInfo& launch,
-                                               const GroupOptions& options, Log* log,
-                                               Deadline deadline);
+Result<std::unique_ptr<Group>> make_job_group(const LaunchInfo& launch, const GroupOptions& options,
+                                              Log* log, Deadline deadline);
 
 }  // namespace amxt::comm
