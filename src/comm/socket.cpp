@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 
 #include "base/text.h"
@@ -27,15 +28,15 @@ Result<bool> wait_for(int fd, short events, Deadline deadline) {
   }
 }
 
-std::string address_text(const sockaddr* address, int port) {
-  char text[INET6_ADDRSTRLEN] = "?";
-  if (address->sa_family == AF_INET6) {
-    inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr, text,
-              sizeof text);
-    return fmt::format("[{}]:{}", text, port);
-  }
-  inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(address)->sin_addr, text, sizeof text);
-  return fmt::format("{}:{}", text, port);
+int port_of(const Address& address) {
+  // The port is at the same place in both families.
+  return ntohs(reinterpret_cast<const sockaddr_in*>(address.get())->sin_port);
+}
+
+std::string text_of(const Address& address) {
+  const int port = port_of(address);
+  return address.family() == AF_INET6 ? fmt::format("[{}]:{}", address.ip(), port)
+                                      : fmt::format("{}:{}", address.ip(), port);
 }
 
 }  // namespace
@@ -53,6 +54,32 @@ void Descriptor::reset() {
   fd_ = -1;
 }
 
+std::string Address::ip() const {
+  char bytes[INET6_ADDRSTRLEN] = "?";
+  if (family() == AF_INET6) {
+    inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6*>(get())->sin6_addr, bytes,
+              sizeof bytes);
+  } else {
+    inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(get())->sin_addr, bytes, sizeof bytes);
+  }
+  return bytes;
+}
+
+Address Address::at_port(int port) const {
+  Address address = *this;
+  reinterpret_cast<sockaddr_in*>(&address.storage)->sin_port = htons(static_cast<uint16_t>(port));
+  address.text = text_of(address);
+  return address;
+}
+
+Address address_from(const sockaddr* name) {
+  Address address;
+  address.length = name->sa_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+  std::memcpy(&address.storage, name, address.length);
+  address.text = text_of(address);
+  return address;
+}
+
 Result<std::vector<Address>> resolve(const std::string& host, int port) {
   addrinfo hints{};
   hints.ai_family = AF_UNSPEC;
@@ -68,11 +95,7 @@ Result<std::vector<Address>> resolve(const std::string& host, int port) {
   std::vector<Address> addresses;
   for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
     if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
-    Address address;
-    std::memcpy(&address.storage, entry->ai_addr, entry->ai_addrlen);
-    address.length = entry->ai_addrlen;
-    address.text = address_text(entry->ai_addr, port);
-    addresses.push_back(std::move(address));
+    addresses.push_back(address_from(entry->ai_addr));
   }
   freeaddrinfo(list);
   if (addresses.empty()) {

@@ -38,7 +38,12 @@ struct Address {
 
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
   int family() const { return storage.ss_family; }
+  std::string ip() const;  // "127.0.0.1", "::1"
+  Address at_port(int port) const;
 };
+
+// From what the kernel gives: AF_INET or AF_INET6.
+Address address_from(const sockaddr* name);
 
 // All stream addresses of a host name or number, in the resolver's order; at least one.
 Result<std::vector<Address>> resolve(const std::string& host, int port);

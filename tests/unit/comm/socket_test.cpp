@@ -40,6 +40,10 @@ TEST(Socket, ADescriptorIsClosedWithItsOwner) {
 TEST(Socket, NumbersAndNamesResolve) {
   EXPECT_EQ((*resolve("127.0.0.1", 80))[0].text, "127.0.0.1:80");
   EXPECT_EQ((*resolve("::1", 80))[0].text, "[::1]:80");
+  EXPECT_EQ((*resolve("127.0.0.1", 80))[0].ip(), "127.0.0.1");
+  EXPECT_EQ((*resolve("::1", 80))[0].ip(), "::1");
+  EXPECT_EQ((*resolve("127.0.0.1", 80))[0].at_port(81).text, "127.0.0.1:81");
+  EXPECT_EQ((*resolve("::1", 80))[0].at_port(65535).text, "[::1]:65535");
   EXPECT_FALSE(resolve("localhost", 80)->empty());
   const auto none = resolve("bad\nname", 80);
   ASSERT_FALSE(none);
