@@ -85,6 +85,11 @@ bool ControlChannel::is_live(const Member& member) const {
 }
 
 void ControlChannel::listen() {
+  for (Member& member : members_) {
+    for (Member::Early& early : member.early)
+      handle(member, early.message, std::move(early.passed));
+    member.early.clear();
+  }
   std::vector<pollfd> entries;
   std::optional<Deadline> farewell;
   for (;;) {

@@ -17,6 +17,7 @@
 #include "base/text.h"
 #include "comm/control_channel.h"
 #include "comm/control_segment.h"
+#include "comm/gloo_wire.h"
 #include "comm/meeting.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous.h"
@@ -87,11 +88,11 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   bool oversubscribed() const override { return oversubscribed_; }
   Status check() const override { return channel_.check(); }
 
-  Result<std::unique_ptr<Wire>> make_wire(Deadline) override {
+  Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) override {
     if (node_count() == 1) {
       return Error(Code::kInvalidState, "a group of one node needs no wire");
     }
-    return Error(Code::kUnsupported, "no wire between nodes in this build");
+    return make_gloo_wire(*this, log_, deadline);
   }
 
   void set_listener(Listener listener) override {

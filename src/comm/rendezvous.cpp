@@ -407,8 +407,7 @@ class Gatherer {
   }
 
   void hear(Member& member) {
-    // What comes behind the start is for the group.
-    while (member.link && failure_.ok() && !has_started(member)) {
+    while (member.link && failure_.ok() && !control_) {
       Message message;
       Descriptor passed;
       switch (member.link->receive(&message, &passed)) {
@@ -424,20 +423,11 @@ class Gatherer {
         case Received::kMessage:
           break;
       }
-      handle(member, message, std::move(passed));
+      handle(member, std::move(message), std::move(passed));
     }
   }
 
-  // Rank 0's last word before the group is kStart, of a node's leader kControl; others say nothing behind kReady.
-  bool has_started(const Member& member) const {
-    const int rank = member.identity.rank;
-    const bool leads = nodes_.count() > 0 && nodes_.leader(nodes_.node_of(own().rank)) == rank;
-    if (rank == 0 && nodes_.count() == 0) return false;
-    if (leads) return static_cast<bool>(control_);
-    return rank == 0 || nodes_.count() > 0;
-  }
-
-  void handle(const Member& member, const Message& message, Descriptor passed) {
+  void handle(Member& member, Message message, Descriptor passed) {
     const int rank = member.identity.rank;
     const auto index = static_cast<size_t>(rank);
     switch (message.kind) {
@@ -457,7 +447,7 @@ class Gatherer {
         offered_[rank] = std::move(passed);
         return take_control();
       default:
-        return;
+        member.early.push_back({std::move(message), std::move(passed)});
     }
   }
 

@@ -27,6 +27,12 @@ struct Member {
   Identity identity;
   std::unique_ptr<Link> link;  // none in one's own entry
   Descriptor process;          // see process_descriptor(); of one's own machine
+  // What it has said as a member of the group already: it heard of the start before this process did.
+  struct Early {
+    Message message;
+    Descriptor passed;
+  };
+  std::vector<Early> early;
 };
 
 struct Gathering {
