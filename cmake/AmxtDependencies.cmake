@@ -77,3 +77,27 @@ elseif(AMXT_ONEDNN STREQUAL "off" OR AMXT_ONEDNN STREQUAL "auto")
 else()
   message(FATAL_ERROR "AMXT_ONEDNN=${AMXT_ONEDNN}, and no oneDNN >= 3.6 was found there")
 endif()
+
+# Gloo is reached through a module of our own, opened at run time: the library is never linked to it.
+set(AMXT_HAVE_GLOO 0)
+if(NOT AMXT_GLOO STREQUAL "off")
+  find_package(Gloo CONFIG QUIET)
+  if(Gloo_FOUND AND TARGET gloo)
+    set(AMXT_HAVE_GLOO 1)
+    # Since 2025 an event handler is given the loop.
+    include(CheckCXXSourceCompiles)
+    get_target_property(CMAKE_REQUIRED_INCLUDES gloo INTERFACE_INCLUDE_DIRECTORIES)
+    check_cxx_source_compiles("
+      #include <gloo/transport/tcp/loop.h>
+      struct H : gloo::transport::tcp::Handler {
+        void handleEvents(gloo::transport::tcp::Loop&, int) override {}
+      };
+      int main() { H h; (void)h; }" AMXT_GLOO_EVENTS_WITH_LOOP)
+    unset(CMAKE_REQUIRED_INCLUDES)
+    message(STATUS "Between nodes: Gloo")
+  elseif(AMXT_GLOO STREQUAL "on")
+    message(FATAL_ERROR "AMXT_GLOO=on, and no Gloo was found (Debian: libgloo-dev)")
+  else()
+    message(STATUS "Between nodes: no Gloo found; several nodes can't train together")
+  endif()
+endif()

@@ -15,6 +15,10 @@ function(amxt_add_ladder)
     if(folder STREQUAL "kernels")
       list(APPEND beside amxt_dnnl_headers)
     endif()
+    if(folder STREQUAL "comm")
+      set_source_files_properties("${PROJECT_SOURCE_DIR}/src/comm/gloo_wire.cpp" PROPERTIES
+        COMPILE_DEFINITIONS AMXT_HAVE_GLOO=${AMXT_HAVE_GLOO})
+    endif()
 
     if(sources OR generated)
       add_library(amxt_${folder} STATIC ${sources} ${generated})
@@ -71,6 +75,29 @@ function(amxt_add_shared_library)
     LINKER:--exclude-libs,ALL LINKER:-z,relro,-z,now)
   target_include_directories(amxtrain INTERFACE
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+endfunction()
+
+# libamxtrain-gloo.so: the only file that knows Gloo, beside the library and beside the unit tests.
+function(amxt_add_gloo_module)
+  if(NOT AMXT_HAVE_GLOO)
+    return()
+  endif()
+  set(map "${PROJECT_SOURCE_DIR}/src/comm/gloo/gloo_module.map")
+  add_library(amxtrain_gloo MODULE "${PROJECT_SOURCE_DIR}/src/comm/gloo/gloo_module.cpp")
+  set_target_properties(amxtrain_gloo PROPERTIES OUTPUT_NAME amxtrain-gloo LINK_DEPENDS "${map}")
+  target_include_directories(amxtrain_gloo PRIVATE "${PROJECT_SOURCE_DIR}/src")
+  # Last: a header that Gloo's packages forget.
+  target_compile_options(amxtrain_gloo PRIVATE -idirafter "${PROJECT_SOURCE_DIR}/src/comm/gloo/missing")
+  if(AMXT_GLOO_EVENTS_WITH_LOOP)
+    target_compile_definitions(amxtrain_gloo PRIVATE AMXT_GLOO_EVENTS_WITH_LOOP=1)
+  endif()
+  target_link_libraries(amxtrain_gloo PRIVATE amxt_flags gloo Threads::Threads)
+  target_link_options(amxtrain_gloo PRIVATE
+    "LINKER:--version-script=${map}" LINKER:--no-undefined LINKER:--as-needed LINKER:-z,relro,-z,now)
+  add_dependencies(amxt_comm amxtrain_gloo)
+  add_dependencies(amxtrain amxtrain_gloo)
+  file(MAKE_DIRECTORY "${PROJECT_BINARY_DIR}/tests")
+  file(CREATE_LINK "../lib/libamxtrain-gloo.so" "${PROJECT_BINARY_DIR}/tests/libamxtrain-gloo.so" SYMBOLIC)
 endfunction()
 
 # The command, written on the public header alone.

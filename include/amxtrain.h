@@ -470,6 +470,10 @@ typedef struct amxt_group_options {
   const char* address;          /* of the rendezvous: host name or IP address; NULL: unset */
   int64_t connect_timeout_ns;   /* for all ranks to be there; unset: 300 s */
   int64_t heartbeat_timeout_ns; /* after which a silent rank counts as lost; unset: 30 s */
+  /* 1: with AMXTRAIN_SECRET_FILE and several nodes, data may go over a transport that cannot
+   * authenticate (gloo), with a warning; unset: 0, that is refused. The same on all ranks. */
+  int32_t allow_unauthenticated_data;
+  int32_t reserved; /* 0 */
 } amxt_group_options;
 
 #define AMXT_GROUP_OPTIONS_INIT \
@@ -481,7 +485,9 @@ typedef struct amxt_group_options {
    AMXT_UNSET_I32,              \
    NULL,                        \
    AMXT_UNSET_I64,              \
-   AMXT_UNSET_I64}
+   AMXT_UNSET_I64,              \
+   AMXT_UNSET_I32,              \
+   0}
 
 /**
  * Sets an amxt_group_options up, as AMXT_GROUP_OPTIONS_INIT does.
@@ -493,7 +499,8 @@ typedef struct amxt_group_options {
 AMXT_API void amxt_group_options_init(amxt_group_options* options, uint32_t struct_size);
 
 /**
- * Joins a group by explicit options; the environment is not looked at.
+ * Joins a group by explicit options; of the environment only the variables AMXTRAIN_NODE_ID,
+ * AMXTRAIN_SOCKET_IFNAME and AMXTRAIN_SECRET_FILE are looked at, never a launcher's.
  *
  * @param[in] runtime the runtime.
  * @param[in] options NULL: a group of one. With a world of more than one, rank, world_size, address
@@ -503,7 +510,7 @@ AMXT_API void amxt_group_options_init(amxt_group_options* options, uint32_t stru
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a rank out of range or an incomplete set;
  *   AMXT_E_MISMATCH when a rank is there twice or ranks disagree; AMXT_E_TIMEOUT (after
  *   connect_timeout_ns); AMXT_E_CANCELLED; AMXT_E_IO when the port is taken by something else;
- *   AMXT_E_UNSUPPORTED for ranks on several nodes; AMXT_E_COMM_*.
+ *   AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes, until connect_timeout_ns. Collective: yes. Since: 0.1
  */
 AMXT_API amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_options* options,

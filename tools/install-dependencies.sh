@@ -6,7 +6,7 @@ set -euo pipefail
 required_build=(
   g++ make cmake ninja-build ccache pkg-config git ca-certificates patchelf
   nlohmann-json3-dev libfmt-dev libcli11-dev
-  libhwloc-dev liburing-dev libxxhash-dev libssl-dev libgomp1
+  libhwloc-dev liburing-dev libxxhash-dev libssl-dev libgloo-dev libgomp1
   libgtest-dev libgmock-dev libcmocka-dev python3)
 required_check=(clang-19 libclang-rt-19-dev clang-format-19 valgrind abigail-tools util-linux)
 

@@ -12,7 +12,9 @@
 #include <cstring>
 #include <fstream>
 #include <optional>
+#include <set>
 #include <sstream>
+#include <utility>
 
 #include "base/text.h"
 
@@ -242,6 +244,17 @@ CpuLimits cpu_limits() {
     }
   }
   return limits;
+}
+
+int physical_cores() {
+  std::set<std::pair<int64_t, int64_t>> cores;
+  for (long cpu = 0; cpu < sysconf(_SC_NPROCESSORS_CONF); ++cpu) {
+    const std::string topology = fmt::format("/sys/devices/system/cpu/cpu{}/topology/", cpu);
+    const auto package = number_in(topology + "physical_package_id");
+    const auto core = number_in(topology + "core_id");
+    if (package && core) cores.emplace(*package, *core);
+  }
+  return static_cast<int>(cores.size());
 }
 
 bool cpus_are_own() {

@@ -42,6 +42,9 @@ struct CpuLimits {
 };
 CpuLimits cpu_limits();
 
+// Of the whole machine, whatever this process may use of it; 0 when it is not told.
+int physical_cores();
+
 // True when the launcher has cut the affinity mask for this rank alone (`amxtrain launch` says so with AMXTRAIN_CPUS_OWN=1).
 bool cpus_are_own();
 

@@ -26,7 +26,11 @@ Result<comm::GroupOptions> convert(const amxt_group_options& options) {
   AMXT_TRY(check_field(options.local_size, 1, INT32_MAX, "local_size"));
   AMXT_TRY(check_field(options.port, 1, 65535, "port"));
   AMXT_TRY(given_count(options.heartbeat_timeout_ns, 1, "amxt_group_options.heartbeat_timeout_ns"));
+  AMXT_ASSIGN(const std::optional<bool> unauthenticated,
+              given_flag(options.allow_unauthenticated_data,
+                         "amxt_group_options.allow_unauthenticated_data"));
   comm::GroupOptions result;
+  result.allow_unauthenticated_data = unauthenticated.value_or(false);
   result.rank = given(options.rank).value_or(-1);
   result.world_size = given(options.world_size).value_or(-1);
   result.local_rank = given(options.local_rank).value_or(-1);
@@ -53,6 +57,9 @@ Status create(amxt_runtime* runtime, const amxt_group_options* given_options, am
                        ? *runtime->state->threads
                        : default_threads(launch.local_world_size, &group->threads_reason);
   converted.threads = group->threads;
+  if (const auto warning = comm::crowding_warning(launch, physical_cores())) {
+    runtime->state->log->warning(*warning);
+  }
   const Deadline deadline =
       Deadline::after(given(options.connect_timeout_ns).value_or(kConnectTimeoutNs));
   AMXT_ASSIGN(group->group,
@@ -142,10 +149,10 @@ extern "C" {
 
 amxt_status amxt_group_create(amxt_runtime* runtime, const amxt_group_options* options,
                               amxt_group** group, amxt_error* err) {
-  const comm::Environment nothing = [](const std::string&) -> std::optional<std::string> {
-    return std::nullopt;
+  const comm::Environment own = [](const std::string& name) {
+    return name.starts_with("AMXTRAIN_") ? comm::process_environment()(name) : std::nullopt;
   };
-  return guarded(err, [&] { return create(runtime, options, group, nothing); });
+  return guarded(err, [&] { return create(runtime, options, group, own); });
 }
 
 amxt_status amxt_group_create_from_env(amxt_runtime* runtime, const amxt_group_options* options,

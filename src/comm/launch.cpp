@@ -9,11 +9,10 @@
 #include <utility>
 
 #include "base/text.h"
+#include "comm/host_list.h"
 
 namespace amxt::comm {
 namespace {
-
-constexpr int kMaxLocalRanks = 64;
 
 std::string seen(const GroupOptions& options) {
   const auto number = [](int value) { return value < 0 ? "unset" : std::to_string(value); };
@@ -112,7 +111,19 @@ Status read_local_size(const LauncherSet& set, Found* found) {
   return {};
 }
 
-// Pods without local ranks have one rank each; so have those of a PyTorchJob, that sets the variables of torchrun but no local ones.
+// A PyTorchJob sets the variables of torchrun, but no local ones; with several processes a pod they are the pod's, for torchrun to make ranks of.
+Status check_pod(const Environment& environment, const LauncherSet& set, const Found& found) {
+  const auto processes = environment("PET_NPROC_PER_NODE");
+  if (!processes || !set.is_rank_family() || found.local_rank >= 0) return {};
+  int count = 0;
+  std::from_chars(processes->data(), processes->data() + processes->size(), count);
+  if (count <= 1) return {};
+  return contradiction(found, fmt::format("{} and {} are a pod's, and PET_NPROC_PER_NODE={} makes "
+                                          "ranks of it under torchrun (--no-python)",
+                                          set.rank.name, set.world_size.name, quote(*processes)));
+}
+
+// Pods without local ranks have one rank each; so have those of a PyTorchJob.
 bool is_one_rank_a_node(const Environment& environment, const LauncherSet& set) {
   if (set.local_rank.name.empty()) return true;
   return set.is_rank_family() && !set.local_rank.value && !set.local_size.value &&
@@ -123,6 +134,7 @@ Status read_environment(const Environment& environment, const LauncherSet& set,
                         const GroupOptions& options, Found* found) {
   AMXT_TRY(read_set(set, found));
   AMXT_TRY(read_local_size(set, found));
+  AMXT_TRY(check_pod(environment, set, *found));
   if (is_one_rank_a_node(environment, set)) {
     found->local_rank = 0;
     found->local_world_size = 1;
@@ -161,17 +173,57 @@ Status read_master(const Environment& environment, const GroupOptions& options, 
   return {};
 }
 
-// On one node, where the launcher has no address of its own, loopback and the job's port do.
-void derive_master(Found* found, std::vector<std::string>* notes) {
+// Where the launcher has no address: loopback on one node, the first of its list of hosts on several.
+Result<std::string> derive_host(const Found& found) {
+  const LauncherSet& set = *found.set;
+  if (found.local_world_size == found.world_size) return std::string("127.0.0.1");
+  if (!set.hosts.value) {
+    const std::string how =
+        set.launcher->how_to_set_address != nullptr
+            ? fmt::format(", for all ranks ({})", set.launcher->how_to_set_address)
+            : "";
+    return contradiction(
+        found,
+        fmt::format("{} tells no address to meet at and the ranks are on several nodes: set {} "
+                    "and {} to where rank 0 is{}",
+                    set.launcher->name, set.address.name, set.port.name, how));
+  }
+  auto hosts = expand_host_list(*set.hosts.value);
+  if (!hosts) return contradiction(found, set.hosts.name + "=" + hosts.error().message());
+  if (found.nodes >= 0 && hosts->size() != static_cast<size_t>(found.nodes)) {
+    return contradiction(
+        found, fmt::format("{}={} names {}, {} is {}", set.hosts.name, quote(*set.hosts.value),
+                           counted(static_cast<int64_t>(hosts->size()), "host"), set.nodes.name,
+                           found.nodes));
+  }
+  return hosts->front();
+}
+
+Status derive_master(Found* found, std::vector<std::string>* notes) {
   const LauncherSet& set = *found->set;
-  if (found->master_address.empty()) found->master_address = "127.0.0.1";
-  if (found->master_port > 0) return;
-  found->master_port = port_of_job(set.launcher->name, set.job);
-  notes->push_back(fmt::format(
-      "{} gives no address: 127.0.0.1 port {} taken, from {}; MASTER_PORT overrides it",
-      set.launcher->name, found->master_port,
-      set.job.empty() ? "its name, as it tells no job's id: two that start at once need a port each"
-                      : "the job's id " + quote(set.job)));
+  const bool no_host = found->master_address.empty(), no_port = found->master_port <= 0;
+  if (no_host) {
+    AMXT_ASSIGN(found->master_address, derive_host(*found));
+  }
+  if (no_port) found->master_port = port_of_job(set.launcher->name, set.job);
+  const bool listed = no_host && found->local_world_size != found->world_size;
+  if (listed) {
+    notes->push_back(
+        fmt::format("{} gives no address: {} taken, the first host of {}; {} and {} override it",
+                    set.launcher->name, quote(found->master_address), set.hosts.name,
+                    set.address.name, set.port.name));
+  }
+  if (no_port) {
+    const std::string where = listed ? "" : found->master_address + " ";
+    notes->push_back(fmt::format(
+        "{} gives no {}: {}port {} taken, from {}; {} overrides it", set.launcher->name,
+        listed ? "port" : "address", where, found->master_port,
+        set.job.empty()
+            ? "its name, as it tells no job's id: two that start at once need a port each"
+            : "the job's id " + quote(set.job),
+        set.port.name));
+  }
+  return {};
 }
 
 Status check_ranks(const Found& found) {
@@ -186,26 +238,55 @@ Status check_ranks(const Found& found) {
   return {};
 }
 
-// One machine for now.
-Status check_one_node(const Found& found) {
+Status check_nodes(const Found& found) {
+  const std::string local = found.name("local_world_size", &LauncherSet::local_size);
   if (found.local_world_size > found.world_size) {
     return contradiction(
-        found, fmt::format("{} {} is more than {} {}",
-                           found.name("local_world_size", &LauncherSet::local_size),
-                           found.local_world_size,
+        found, fmt::format("{} {} is more than {} {}", local, found.local_world_size,
                            found.name("world_size", &LauncherSet::world_size), found.world_size));
   }
-  std::string nodes;
-  if (found.local_world_size >= 0 && found.local_world_size < found.world_size) {
-    nodes =
-        fmt::format("{} of {} ranks are on this machine", found.local_world_size, found.world_size);
-  } else if (found.nodes > 1) {
-    nodes = fmt::format("{}={}", found.set->nodes.name, found.nodes);
+  if (found.nodes > 1 && found.local_world_size < 0) {
+    return contradiction(
+        found, fmt::format("{}={} and {} is unset: how many ranks are on this node is not told",
+                           found.set->nodes.name, found.nodes, local));
   }
-  if (!nodes.empty()) {
-    return Error(Code::kUnsupported,
-                 fmt::format("several nodes are not supported yet: {} ({})", nodes, found.seen));
+  const bool has_all = found.local_world_size < 0 || found.local_world_size == found.world_size;
+  if (found.nodes == 1 && !has_all) {
+    return contradiction(
+        found, fmt::format("{}=1, and {} of {} ranks are on this node", found.set->nodes.name,
+                           found.local_world_size, found.world_size));
   }
+  return {};
+}
+
+Status check_limits(const Found& found) {
+  if (found.local_world_size > kMaxLocalRanks) {
+    return Error(Code::kLimit, fmt::format("{} ranks on one machine are more than the limit of {}",
+                                           found.local_world_size, kMaxLocalRanks));
+  }
+  if (found.world_size > kMaxRanks) {
+    return Error(Code::kLimit, fmt::format("{} ranks are more than the limit of {}",
+                                           found.world_size, kMaxRanks));
+  }
+  return {};
+}
+
+// Of ranks that are counted through node by node, all nodes alike.
+Status derive_local_rank(Found* found, std::vector<std::string>* notes) {
+  const std::string name = found->name("local_rank", &LauncherSet::local_rank);
+  const int size = found->local_world_size;
+  if (found->world_size % size != 0) {
+    return contradiction(
+        *found, fmt::format("{} is unset, and {} ranks a node do not divide {} ranks", name, size,
+                            found->world_size));
+  }
+  found->local_rank = found->rank % size;
+  if (found->world_size == 1) return {};
+  notes->push_back(
+      fmt::format("{} is unset: {} taken, the rank {}", name, found->local_rank,
+                  size == found->world_size
+                      ? "on one machine"
+                      : fmt::format("{} counted through nodes of {}", found->rank, size)));
   return {};
 }
 
@@ -218,24 +299,13 @@ Status derive_local(Found* found, std::vector<std::string>* notes) {
                                    found->world_size));
     }
   }
-  if (found->local_rank < 0) {
-    found->local_rank = found->rank;
-    if (found->world_size > 1) {
-      notes->push_back(fmt::format("{} is unset: {} taken, the rank on one machine",
-                                   found->name("local_rank", &LauncherSet::local_rank),
-                                   found->rank));
-    }
-  }
+  if (found->local_rank < 0) AMXT_TRY(derive_local_rank(found, notes));
   if (found->local_rank >= found->local_world_size) {
     return contradiction(*found, fmt::format("{} {} is outside {} local ranks",
                                              found->name("local_rank", &LauncherSet::local_rank),
                                              found->local_rank, found->local_world_size));
   }
-  if (found->local_world_size > kMaxLocalRanks) {
-    return Error(Code::kLimit, fmt::format("{} ranks on one machine are more than the limit of {}",
-                                           found->local_world_size, kMaxLocalRanks));
-  }
-  return {};
+  return check_limits(*found);
 }
 
 // RANK with WORLD_SIZE comes first, even in part; else the innermost complete set, else one that lacks its local rank; else none.
@@ -298,6 +368,17 @@ int port_of_job(const std::string& launcher, const std::string& job) {
   return 61000 + static_cast<int>(XXH64(text.data(), text.size(), 0) % (65536 - 61000));
 }
 
+std::optional<std::string> crowding_warning(const LaunchInfo& launch, int cores) {
+  constexpr int kFew = 4;  // fewer are somebody's wish, whatever the machine
+  if (launch.local_world_size < kFew || cores <= 0) return std::nullopt;
+  if (int64_t{launch.local_world_size} * 4 <= cores) return std::nullopt;
+  return fmt::format(
+      "{} ranks on a machine of {}: one for each NUMA domain trains faster (Kubeflow Trainer "
+      "starts "
+      "one for each CPU unless numProcPerNode is set)",
+      launch.local_world_size, counted(cores, "core"));
+}
+
 Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& environment) {
   Found found;
   LaunchInfo info;
@@ -327,7 +408,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
   }
 
   AMXT_TRY(check_ranks(found));
-  AMXT_TRY(check_one_node(found));
+  AMXT_TRY(check_nodes(found));
   AMXT_TRY(derive_local(&found, &info.notes));
   info.rank = found.rank;
   info.world_size = found.world_size;
@@ -339,8 +420,12 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
 
   AMXT_TRY(read_master(environment, options, &found));
   if (info.world_size == 1) return info;
-  if (found.set && !found.set->is_rank_family()) derive_master(&found, &info.notes);
-  if (!found.set && found.master_address.empty()) found.master_address = "127.0.0.1";
+  if (found.set && found.set->rank.name != "RANK") {
+    AMXT_TRY(derive_master(&found, &info.notes));
+  }
+  if (!found.set && found.master_address.empty() && !info.spans_nodes()) {
+    found.master_address = "127.0.0.1";
+  }
   if (found.master_address.empty() || found.master_port <= 0) {
     const bool port = found.master_port <= 0;
     return contradiction(

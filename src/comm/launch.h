@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,13 @@ struct LaunchInfo {
   std::string launcher;            // whose variables were taken, may be empty
   std::string reason;              // why this source
   std::vector<std::string> notes;  // one line each: what was derived and why
+
+  // By what the launcher says; which ranks share a machine is found out when they meet (nodes.h).
+  bool spans_nodes() const { return local_world_size < world_size; }
 };
+
+inline constexpr int kMaxLocalRanks = 64;
+inline constexpr int kMaxRanks = 1024;
 
 struct GroupOptions {
   int rank = -1, world_size = -1, local_rank = -1, local_world_size = -1;  // -1: unset
@@ -40,8 +47,13 @@ struct GroupOptions {
 
 // Explicit options first, else the innermost complete set of a launcher's variables (launchers.h), else alone. RANK and its family in part,
 // or a set that contradicts itself, is an error that prints what was seen; other sets are listed as notes. A missing local rank is derived,
-// and so is, on one node, the address where the launcher has none; both with a note.
+// and so is the address where the launcher has none, on one node or from a list of hosts; both with a note. What cannot be told is an
+// error that names the variable to set.
 Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& environment);
+
+// A line when the launcher has started so many ranks here that it took CPUs for GPUs, as Kubeflow Trainer does with a pod's: one rank for
+// each NUMA domain is what trains fast. `cores`: physical ones of this machine.
+std::optional<std::string> crowding_warning(const LaunchInfo& launch, int cores);
 
 // 61000 to 65535, always the same for a job: within IANA's dynamic ports and above those that Linux gives to outgoing connections.
 int port_of_job(const std::string& launcher, const std::string& job);

@@ -37,6 +37,8 @@ const char* several_a_pod(const Environment& environment) {
 
 const char* never(const Environment&) { return "ranks of JAX are not read"; }
 
+constexpr const char* kGenv = "mpiexec -genv MASTER_ADDR HOST -genv MASTER_PORT PORT";
+
 constexpr Launcher kLaunchers[] = {
     {.name = "RANK family",
      .rank = "RANK",
@@ -46,24 +48,30 @@ constexpr Launcher kLaunchers[] = {
      .node = "GROUP_RANK",
      .nodes = "GROUP_WORLD_SIZE",
      .job = {"TORCHELASTIC_RUN_ID"}},
-    {.name = "Indexed Job", .rank = "JOB_COMPLETION_INDEX", .world_size = kWorldSize},
+    {.name = "Indexed Job",
+     .rank = "JOB_COMPLETION_INDEX",
+     .world_size = kWorldSize,
+     .how_to_set_address = "in the pod template's env, to JOB-0.SERVICE of a headless service"},
     {.name = "Open MPI",
      .rank = "OMPI_COMM_WORLD_RANK",
      .world_size = "OMPI_COMM_WORLD_SIZE",
      .local_rank = "OMPI_COMM_WORLD_LOCAL_RANK",
      .local_size = "OMPI_COMM_WORLD_LOCAL_SIZE",
+     .how_to_set_address = "mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=PORT",
      .job = {"PMIX_NAMESPACE"}},
     {.name = "PMI",
      .rank = "PMI_RANK",
      .world_size = "PMI_SIZE",
      .local_rank = "MPI_LOCALRANKID",
      .local_size = "MPI_LOCALNRANKS",
+     .how_to_set_address = kGenv,
      .job = {"PMI_JOBID"}},
     {.name = "MVAPICH2",
      .rank = "MV2_COMM_WORLD_RANK",
      .world_size = "MV2_COMM_WORLD_SIZE",
      .local_rank = "MV2_COMM_WORLD_LOCAL_RANK",
-     .local_size = "MV2_COMM_WORLD_LOCAL_SIZE"},
+     .local_size = "MV2_COMM_WORLD_LOCAL_SIZE",
+     .how_to_set_address = kGenv},
     {.name = "Slurm",
      .rank = "SLURM_PROCID",
      .world_size = "SLURM_STEP_NUM_TASKS|SLURM_NTASKS",
@@ -71,6 +79,8 @@ constexpr Launcher kLaunchers[] = {
      .local_size = "SLURM_STEP_TASKS_PER_NODE",
      .node = "SLURM_NODEID",
      .nodes = "SLURM_STEP_NUM_NODES",
+     .hosts = "SLURM_STEP_NODELIST",
+     .how_to_set_address = "export MASTER_ADDR=HOST MASTER_PORT=PORT before srun",
      .job = {"SLURM_JOB_ID", "SLURM_STEP_ID"},
      .refusal = outside_a_step},
     {.name = "Kubeflow Trainer",
@@ -105,6 +115,7 @@ LauncherSet read(const Environment& environment, const Launcher& launcher) {
   set.nodes = read(environment, launcher.nodes);
   set.address = read(environment, launcher.address);
   set.port = read(environment, launcher.port);
+  set.hosts = read(environment, launcher.hosts);
   for (const char* name : launcher.job) {
     const auto value = read(environment, name).value;
     if (value) set.job += (set.job.empty() ? "" : ".") + *value;
@@ -146,7 +157,7 @@ std::vector<Variable> LauncherSet::variables() const {
     if (!variable.name.empty()) named.push_back(variable);
   }
   // Few launchers set these, and nobody misses them.
-  for (const Variable& variable : {node, nodes}) {
+  for (const Variable& variable : {node, nodes, hosts}) {
     if (variable.value) named.push_back(variable);
   }
   return named;

@@ -22,6 +22,9 @@ struct Launcher {
   const char* nodes = nullptr;
   const char* address = "MASTER_ADDR";
   const char* port = "MASTER_PORT";
+  const char* hosts = nullptr;  // of the nodes, rank 0's first, as host_list.h reads them
+  // How its users set MASTER_ADDR and MASTER_PORT for all ranks of a job of several nodes; nullptr where it does so by itself.
+  const char* how_to_set_address = nullptr;
   const char* job[2] = {};  // what tells one job from another, joined
   // Why the variables do not count here, or nullptr when they do; without it they always do.
   const char* (*refusal)(const Environment& environment) = nullptr;
@@ -35,7 +38,7 @@ struct Variable {
 // One launcher's variables as they were found.
 struct LauncherSet {
   const Launcher* launcher;
-  Variable rank, world_size, local_rank, local_size, node, nodes, address, port;
+  Variable rank, world_size, local_rank, local_size, node, nodes, address, port, hosts;
   std::string job;      // may be empty
   std::string refusal;  // why the set does not count; empty: it does
 

@@ -2,7 +2,8 @@
 //
 // A send meets the receive of the same tag on the other side, in whatever order they are posted; both name the same number of bytes. A
 // tag between two ranks may be used again once its transfer has completed on both sides. Posting never blocks. The memory belongs
-// to the wire from the post until the wait for it succeeds, or until the wire is destroyed.
+// to the wire from the post until the wait for it succeeds, or until the wire is destroyed. A send that has completed may still be on its
+// way: before a wire is destroyed in peace, its ranks pass a barrier.
 //
 // Thread-safety: any thread may post and wait, each transfer is waited for by one. Invariants: every wait has a deadline; after any error
 // but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave the

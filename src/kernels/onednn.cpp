@@ -2,13 +2,12 @@
 
 #include <dlfcn.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <climits>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
 
+#include "base/library_folder.h"
 #include "base/text.h"
 
 namespace amxt::kernels {
@@ -16,30 +15,10 @@ namespace amxt::kernels {
 #if AMXT_HAVE_DNNL
 namespace {
 
-// Where this code lies: the folder of libamxtrain, or of the program that holds it.
-std::string own_folder() {
-  Dl_info info = {};
-  std::string path;
-  if (dladdr(reinterpret_cast<const void*>(&onednn_info), &info) != 0 &&
-      info.dli_fname != nullptr) {
-    if (char* real = realpath(info.dli_fname, nullptr); real != nullptr) {
-      path = real;
-      std::free(real);
-    }
-  }
-  if (path.empty()) {  // a program found through PATH has no folder in its name
-    char link[PATH_MAX];
-    const ssize_t length = readlink("/proc/self/exe", link, sizeof link);
-    if (length > 0) path.assign(link, static_cast<size_t>(length));
-  }
-  const size_t slash = path.rfind('/');
-  return slash == std::string::npos ? "." : path.substr(0, slash);
-}
-
 std::string library_path() {
   const char* wished = std::getenv("AMXTRAIN_DNNL_LIBRARY");
   if (wished != nullptr && *wished != '\0') return wished;
-  return own_folder() + "/" + AMXT_DNNL_FILE;
+  return library_folder() + "/" + AMXT_DNNL_FILE;
 }
 
 struct Library {

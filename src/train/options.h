@@ -87,6 +87,9 @@ struct EffectiveOptions {
   int64_t seed = 42;
   int64_t memory_limit_bytes = 0;  // 0: what there is
   int64_t threads = 0;             // 0: as the runtime decides
+  // Between nodes, as in DeepSpeed: parameters that are fetched ahead of use, and most that are there at a time.
+  int64_t prefetch_parameters = 50'000'000;
+  int64_t live_parameters = 1'000'000'000;
   bool forward_only = false;
   bool reschedule = false;
 

@@ -40,8 +40,7 @@ Status check_tokens(const Batch& batch, int64_t vocab_size) {
 }  // namespace
 
 TrainerCore::TrainerCore(TrainerParts parts)
-    : parts_(std::move(parts)),
-      layout_(parts_.setup.model->config(), parts_.setup.group->local_size()) {
+    : parts_(std::move(parts)), layout_(parts_.setup.model->config(), parts_.setup.group->size()) {
   state_.total_steps = parts_.options.schedule.total_steps;
 }
 
@@ -127,7 +126,7 @@ Status TrainerCore::record_memory(const std::string& stage, const CallLimits& li
     record.all_private_bytes += rank.private_bytes;
     pss += rank.pss_bytes;
   }
-  const RankMemory& mine = all[static_cast<size_t>(group().local_rank())];
+  const RankMemory& mine = all[static_cast<size_t>(group().rank())];
   record.rank_private_bytes = mine.private_bytes;
   record.rank_shared_bytes = std::max<int64_t>(0, mine.pss_bytes - mine.private_bytes);
   record.all_shared_bytes = std::max<int64_t>(0, pss - record.all_private_bytes);

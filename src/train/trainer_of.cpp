@@ -63,6 +63,7 @@ Status TrainerOf<E>::allocate(const CallLimits& limits) {
   typename store::Parameters<E>::Options options;
   options.optimizer = !parts_.options.forward_only;
   options.gradient_dtype = parts_.plan.gradient_dtype;
+  options.window_slots = std::max(1, parts_.plan.window_slots);
   const auto make = [&]() -> Status {
     AMXT_ASSIGN(parameters_,
                 store::Parameters<E>::create(&layout_, &group(), options, limits.deadline));
@@ -307,7 +308,7 @@ void TrainerOf<E>::own_rows(
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
   const int64_t first = request.first / columns,
                 end = (request.first + request.count + columns - 1) / columns;
-  for (const store::OwnedRange& range : layout_.ranges(group().local_rank(), -1)) {
+  for (const store::OwnedRange& range : layout_.ranges(group().rank(), -1)) {
     if (range.tensor != request.tensor) continue;
     const int64_t begin = std::max(first, range.row_begin), stop = std::min(end, range.row_end);
     if (begin < stop) part(range, begin, stop - begin, begin * columns - request.first);

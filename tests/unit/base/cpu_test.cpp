@@ -1,6 +1,7 @@
 #include "base/cpu.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -21,6 +22,11 @@ TEST(CpuTest, LimitsNameAtLeastOneCpuAndTheMemory) {
   EXPECT_GT(limits.memory_bytes, 0);
   EXPECT_GT(limits.memory_available_bytes, 0);
   EXPECT_LE(limits.memory_available_bytes, limits.memory_bytes);
+}
+
+TEST(CpuTest, AMachineHasNoMoreCoresThanProcessors) {
+  EXPECT_GE(physical_cores(), 1);
+  EXPECT_LE(physical_cores(), sysconf(_SC_NPROCESSORS_CONF));
 }
 
 TEST(CpuTest, ThreadsAreSharedOutAndTorchrunsOneIsNotAWish) {

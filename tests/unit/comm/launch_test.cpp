@@ -11,8 +11,10 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::Contains;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 using Variables = std::map<std::string, std::string>;
@@ -196,16 +198,78 @@ TEST(Launch, ContradictionsAreRefused) {
   EXPECT_THAT(refused(variables).message, HasSubstr("LOCAL_RANK 2 is outside 2 local ranks"));
 }
 
-TEST(Launch, SeveralNodesAreRefusedByName) {
-  auto variables = torchrun(1, 4);
+// Recorded: torchrun --nnodes 2 --nproc-per-node 2 of torch 2.15, the second agent's.
+Variables torchrun_of_two_nodes(int rank) {
+  Variables variables = torchrun(rank, 4);
+  variables["LOCAL_RANK"] = std::to_string(rank % 2);
   variables["LOCAL_WORLD_SIZE"] = "2";
-  const Refusal refusal = refused(variables);
-  EXPECT_EQ(refusal.code, Code::kUnsupported);
-  EXPECT_THAT(refusal.message, AllOf(HasSubstr("several nodes"), HasSubstr("2 of 4 ranks")));
-  variables = torchrun(1, 4);
-  variables.erase("LOCAL_WORLD_SIZE");
+  variables["GROUP_RANK"] = std::to_string(rank / 2);
   variables["GROUP_WORLD_SIZE"] = "2";
-  EXPECT_THAT(refused(variables).message, HasSubstr("several nodes"));
+  variables["MASTER_ADDR"] = "node-0";
+  return variables;
+}
+
+TEST(Launch, SeveralNodesOfTorchrun) {
+  const LaunchInfo info = found({}, torchrun_of_two_nodes(3));
+  EXPECT_EQ(info.rank, 3);
+  EXPECT_EQ(info.world_size, 4);
+  EXPECT_EQ(info.local_rank, 1);
+  EXPECT_EQ(info.local_world_size, 2);
+  EXPECT_EQ(info.node_hint, "GROUP_RANK=1");
+  EXPECT_EQ(info.master_address, "node-0");
+  EXPECT_TRUE(info.agent_store);
+  EXPECT_TRUE(info.spans_nodes());
+  EXPECT_FALSE(found({}, torchrun(1, 2)).spans_nodes());
+  EXPECT_THAT(info.notes, IsEmpty());
+}
+
+TEST(Launch, ALocalRankOnSeveralNodesIsCountedNodeByNode) {
+  auto variables = torchrun_of_two_nodes(3);
+  variables.erase("LOCAL_RANK");
+  const LaunchInfo info = found({}, variables);
+  EXPECT_EQ(info.local_rank, 1);
+  EXPECT_THAT(info.notes,
+              ElementsAre(HasSubstr("LOCAL_RANK is unset: 1 taken, the rank 3 counted")));
+  variables["WORLD_SIZE"] = "5";
+  EXPECT_THAT(refused(variables).message,
+              HasSubstr("LOCAL_RANK is unset, and 2 ranks a node do not divide 5 ranks"));
+}
+
+TEST(Launch, NodesThatContradictTheirRanksAreRefused) {
+  auto variables = torchrun_of_two_nodes(3);
+  variables.erase("LOCAL_WORLD_SIZE");
+  EXPECT_THAT(refused(variables).message,
+              AllOf(HasSubstr("GROUP_WORLD_SIZE=2 and LOCAL_WORLD_SIZE is unset"),
+                    HasSubstr("MASTER_ADDR='node-0'")));
+  variables = torchrun_of_two_nodes(3);
+  variables["GROUP_WORLD_SIZE"] = "1";
+  EXPECT_THAT(refused(variables).message,
+              HasSubstr("GROUP_WORLD_SIZE=1, and 2 of 4 ranks are on this node"));
+}
+
+TEST(Launch, MoreRanksThanTheLimitAreRefused) {
+  auto variables = torchrun_of_two_nodes(3);
+  variables.erase("GROUP_WORLD_SIZE");
+  variables["WORLD_SIZE"] = "1024";
+  EXPECT_EQ(found({}, variables).world_size, 1024);
+  variables["WORLD_SIZE"] = "1026";
+  const Refusal refusal = refused(variables);
+  EXPECT_EQ(refusal.code, Code::kLimit);
+  EXPECT_THAT(refusal.message, HasSubstr("1026 ranks are more than the limit of 1024"));
+}
+
+TEST(Launch, OptionsOfSeveralNodesNeedAnAddress) {
+  GroupOptions options;
+  options.rank = 2;
+  options.world_size = 4;
+  options.local_world_size = 2;
+  options.master_port = 4000;
+  EXPECT_THAT(refused(options, {}).message,
+              HasSubstr("4 ranks need an address to meet at: master_address is unset"));
+  options.master_address = "node-0";
+  const LaunchInfo info = found(options, {});
+  EXPECT_EQ(info.local_rank, 0);
+  EXPECT_TRUE(info.spans_nodes());
 }
 
 TEST(Launch, MoreLocalRanksThanTheLimitAreRefused) {
@@ -500,26 +564,132 @@ TEST(Launch, ASetThatContradictsItselfShowsWhatWasSeen) {
               HasSubstr("OMPI_COMM_WORLD_SIZE='two' is not a number"));
 }
 
-TEST(Launch, SeveralNodesOfAnyLauncherAreRefusedByName) {
-  const Variables cases[] = {
-      open_mpi(1) +
-          Variables{{"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}, {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}},
-      hydra(1) + Variables{{"MPI_LOCALNRANKS", "1"}, {"MPI_LOCALRANKID", "0"}},
-      slurm_step(3) + Variables{{"SLURM_STEP_TASKS_PER_NODE", "2(x2)"},
-                                {"SLURM_NODEID", "1"},
-                                {"SLURM_LOCALID", "1"}},
-      {{"RANK", "1"},
-       {"WORLD_SIZE", "2"},
-       {"MASTER_ADDR", "job-master-0"},
-       {"MASTER_PORT", "23456"},
-       {"KUBERNETES_SERVICE_HOST", "10.0.0.1"}},
-      {{"JOB_COMPLETION_INDEX", "1"}, {"WORLD_SIZE", "2"}},
-      {{"PET_NNODES", "2"}, {"PET_NPROC_PER_NODE", "1"}, {"PET_NODE_RANK", "1"}}};
-  for (const Variables& variables : cases) {
-    const Refusal refusal = refused(variables);
-    EXPECT_EQ(refusal.code, Code::kUnsupported) << refusal.message;
-    EXPECT_THAT(refusal.message, HasSubstr("several nodes are not supported yet"));
+// What srun --nodes 3 --ntasks 8 gives: 3 on each node but the last.
+Variables slurm_step_of_nodes(int rank) {
+  Variables variables = slurm_step(0);
+  variables["SLURM_STEP_NUM_TASKS"] = variables["SLURM_NTASKS"] = "8";
+  variables["SLURM_STEP_TASKS_PER_NODE"] = "3(x2),2";
+  variables["SLURM_STEP_NUM_NODES"] = "3";
+  variables["SLURM_STEP_NODELIST"] = "n[08-10]";
+  variables["SLURM_PROCID"] = std::to_string(rank);
+  variables["SLURM_NODEID"] = std::to_string(rank / 3);
+  variables["SLURM_LOCALID"] = std::to_string(rank % 3);
+  return variables;
+}
+
+TEST(Launch, AStepOfSeveralNodesMeetsAtItsFirstHost) {
+  for (int rank = 0; rank < 8; ++rank) {
+    const LaunchInfo info = found({}, slurm_step_of_nodes(rank));
+    EXPECT_EQ(info.local_world_size, rank < 6 ? 3 : 2);
+    EXPECT_EQ(info.local_rank, rank % 3);
+    EXPECT_EQ(info.master_address, "n08");
+    EXPECT_EQ(info.master_port, port_of_job("Slurm", "4711.3"));
+    EXPECT_EQ(info.node_hint, "SLURM_NODEID=" + std::to_string(rank / 3));
+    EXPECT_THAT(info.notes,
+                ElementsAre(AllOf(HasSubstr("'n08' taken, the first host of SLURM_STEP_NODELIST"),
+                                  HasSubstr("MASTER_ADDR")),
+                            AllOf(HasSubstr("no port"), HasSubstr("'4711.3'"))));
   }
+  const LaunchInfo port = found({}, slurm_step_of_nodes(7) + Variables{{"MASTER_PORT", "4000"}});
+  EXPECT_EQ(port.master_address, "n08");
+  EXPECT_EQ(port.master_port, 4000);
+  EXPECT_THAT(port.notes, SizeIs(1));
+  const LaunchInfo both = found(
+      {}, slurm_step_of_nodes(7) + Variables{{"MASTER_ADDR", "ib-08"}, {"MASTER_PORT", "4000"}});
+  EXPECT_EQ(both.master_address, "ib-08");
+  EXPECT_THAT(both.notes, IsEmpty());
+}
+
+TEST(Launch, AStepsHostsThatContradictItAreRefused) {
+  const auto with = [](const char* hosts) {
+    Variables variables = slurm_step_of_nodes(7);
+    variables["SLURM_STEP_NODELIST"] = hosts;
+    return refused(variables).message;
+  };
+  EXPECT_THAT(with("n[08-09]"), HasSubstr("SLURM_STEP_NODELIST='n[08-09]' names 2 hosts, "
+                                          "SLURM_STEP_NUM_NODES is 3"));
+  EXPECT_THAT(with("n[08-"), HasSubstr("SLURM_STEP_NODELIST='n[08-' is no list of hosts"));
+  Variables variables = slurm_step_of_nodes(7);
+  variables.erase("SLURM_STEP_NODELIST");
+  EXPECT_THAT(refused(variables).message,
+              AllOf(HasSubstr("Slurm tells no address"), HasSubstr("before srun")));
+}
+
+TEST(Launch, ALauncherOfSeveralNodesThatTellsNoAddressSaysHowToSetOne) {
+  const Variables open_mpi_nodes = open_mpi(1) + Variables{{"OMPI_COMM_WORLD_LOCAL_SIZE", "1"},
+                                                           {"OMPI_COMM_WORLD_LOCAL_RANK", "0"}};
+  const Variables hydra_nodes =
+      hydra(1) + Variables{{"MPI_LOCALNRANKS", "1"}, {"MPI_LOCALRANKID", "0"}};
+  const Variables indexed_job = {{"JOB_COMPLETION_INDEX", "1"}, {"WORLD_SIZE", "2"}};
+  const Variables train_job = {
+      {"PET_NNODES", "2"}, {"PET_NPROC_PER_NODE", "1"}, {"PET_NODE_RANK", "1"}};
+  const struct {
+    Variables variables;
+    const char* how;
+  } rows[] = {{open_mpi_nodes, "mpirun -x MASTER_ADDR=HOST"},
+              {hydra_nodes, "mpiexec -genv MASTER_ADDR HOST"},
+              {indexed_job, "JOB-0.SERVICE"},
+              {train_job, "set PET_MASTER_ADDR and PET_MASTER_PORT"}};
+  for (const auto& [variables, how] : rows) {
+    const Refusal refusal = refused(variables);
+    EXPECT_EQ(refusal.code, Code::kInvalidArgument);
+    EXPECT_THAT(refusal.message, AllOf(HasSubstr("tells no address to meet at"), HasSubstr(how)));
+    const LaunchInfo info =
+        found({}, variables + Variables{{"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "4000"}});
+    EXPECT_EQ(info.rank, 1);
+    EXPECT_EQ(info.world_size, 2);
+    EXPECT_EQ(info.local_rank, 0);
+    EXPECT_EQ(info.local_world_size, 1);
+    EXPECT_EQ(info.master_address, "10.0.0.1");
+    EXPECT_EQ(info.master_port, 4000);
+    EXPECT_THAT(info.notes, Not(Contains(HasSubstr("override"))));
+  }
+}
+
+TEST(Launch, PodsOfSeveralNodes) {
+  const Variables pytorch_job = {{"RANK", "1"},
+                                 {"WORLD_SIZE", "3"},
+                                 {"MASTER_ADDR", "job-master-0"},
+                                 {"MASTER_PORT", "23456"},
+                                 {"KUBERNETES_SERVICE_HOST", "10.0.0.1"}};
+  LaunchInfo info = found({}, pytorch_job);
+  EXPECT_EQ(info.local_rank, 0);
+  EXPECT_EQ(info.local_world_size, 1);
+  EXPECT_EQ(info.master_address, "job-master-0");
+  EXPECT_EQ(info.master_port, 23456);
+  EXPECT_EQ(found({}, pytorch_job + Variables{{"PET_NPROC_PER_NODE", "auto"}}).world_size, 3);
+  EXPECT_THAT(refused(pytorch_job + Variables{{"PET_NPROC_PER_NODE", "4"}}).message,
+              AllOf(HasSubstr("RANK and WORLD_SIZE are a pod's"), HasSubstr("torchrun")));
+  const Variables train_job = {
+      {"PET_NNODES", "2"},          {"PET_NPROC_PER_NODE", "1"},
+      {"PET_NODE_RANK", "1"},       {"PET_MASTER_ADDR", "job-node-0-0.job"},
+      {"PET_MASTER_PORT", "29500"}, {"JOB_COMPLETION_INDEX", "1"}};
+  info = found({}, train_job);
+  EXPECT_EQ(info.launcher, "Kubeflow Trainer");
+  EXPECT_EQ(info.rank, 1);
+  EXPECT_EQ(info.world_size, 2);
+  EXPECT_EQ(info.local_world_size, 1);
+  EXPECT_EQ(info.master_address, "job-node-0-0.job");
+  EXPECT_EQ(info.master_port, 29500);
+  EXPECT_FALSE(info.agent_store);
+  info = found({}, train_job + torchrun_of_two_nodes(3));
+  EXPECT_EQ(info.launcher, "RANK family");
+  EXPECT_EQ(info.rank, 3);
+}
+
+TEST(Launch, ARankForEachCpuIsWarnedOf) {
+  LaunchInfo info;
+  info.local_world_size = 96;
+  EXPECT_THAT(*crowding_warning(info, 48),
+              AllOf(HasSubstr("96 ranks on a machine of 48 cores"), HasSubstr("numProcPerNode")));
+  info.local_world_size = 12;
+  EXPECT_EQ(crowding_warning(info, 48), std::nullopt);
+  info.local_world_size = 13;
+  EXPECT_NE(crowding_warning(info, 48), std::nullopt);
+  info.local_world_size = 3;
+  EXPECT_EQ(crowding_warning(info, 2), std::nullopt) << "a few are somebody's wish";
+  info.local_world_size = 64;
+  EXPECT_EQ(crowding_warning(info, 0), std::nullopt) << "nobody knows";
 }
 
 TEST(Launch, ReadsSlurmsListOfTasks) {
