@@ -1367,6 +1367,12 @@ typedef struct amxt_trainer_options {
   const char* ds_config_name; /* what messages call it; NULL: "ds_config" */
   amxt_progress_fn progress;  /* of load, resume, save and export; or NULL */
   void* progress_user_data;
+  int64_t prefetch_parameters; /* several nodes: fetched ahead of use; 0: none; unset: 50000000 */
+  int64_t live_parameters;     /* several nodes: most of others' that a node holds, in whole
+                                  layers and at least one; unset: 1000000000 */
+  int32_t wire_dtype;          /* of gradients between nodes: AMXT_DTYPE_BFLOAT16 or _FLOAT32;
+                                  unset: as they are kept */
+  int32_t reserved;            /* 0 */
 } amxt_trainer_options;
 
 #define AMXT_TRAINER_OPTIONS_INIT \
@@ -1399,7 +1405,11 @@ typedef struct amxt_trainer_options {
    NULL,                          \
    NULL,                          \
    NULL,                          \
-   NULL}
+   NULL,                          \
+   AMXT_UNSET_I64,                \
+   AMXT_UNSET_I64,                \
+   AMXT_UNSET_I32,                \
+   0}
 
 /**
  * Sets an amxt_trainer_options up, as AMXT_TRAINER_OPTIONS_INIT does.
@@ -1456,9 +1466,12 @@ typedef struct amxt_step_metrics {
   double model_tflops;      /* 6 x matmul weights + causal attention, of all ranks */
   int64_t peak_rss_bytes;   /* of the largest rank */
   int64_t peak_pss_bytes_all_ranks; /* sum of proportional set sizes */
+  int64_t wire_bytes;               /* that were sent between nodes, of all ranks */
+  double wire_wait_seconds;         /* that computing waited for the wire, of the largest rank */
 } amxt_step_metrics;
 
-#define AMXT_STEP_METRICS_INIT {sizeof(amxt_step_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define AMXT_STEP_METRICS_INIT \
+  {sizeof(amxt_step_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /**
  * Sets an amxt_step_metrics up, as AMXT_STEP_METRICS_INIT does.

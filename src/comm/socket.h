@@ -45,8 +45,10 @@ struct Address {
 // From what the kernel gives: AF_INET or AF_INET6.
 Address address_from(const sockaddr* name);
 
-// All stream addresses of a host name or number, in the resolver's order; at least one.
-Result<std::vector<Address>> resolve(const std::string& host, int port);
+// All stream addresses of a host name or number, in the resolver's order; at least one. kNotFound, also at the deadline: a resolver may
+// take its time.
+Result<std::vector<Address>> resolve(const std::string& host, int port,
+                                     Deadline deadline = Deadline::never());
 
 // Connects, non-blocking from then on, with TCP_NODELAY. kTimeout at the deadline; the errno is in the error.
 Result<Descriptor> connect_tcp(const Address& address, Deadline deadline);
