@@ -410,6 +410,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
 
   AMXT_TRY(check_ranks(found));
   AMXT_TRY(check_nodes(found));
+  info.local_size_is_guess = found.local_world_size < 0;
   AMXT_TRY(derive_local(&found, &info.notes));
   info.rank = found.rank;
   info.world_size = found.world_size;

@@ -16,6 +16,7 @@ struct LaunchInfo {
   int world_size = 1;
   int local_rank = 0;
   int local_world_size = 1;
+  bool local_size_is_guess = false;  // nothing told it: all ranks, as if there were one node
   std::string master_address = "127.0.0.1";
   int master_port = 0;
   bool agent_store = false;  // torchrun's agent serves the store at master_address:master_port

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
+#include <memory>
 
 #include "base/text.h"
 
@@ -80,24 +82,61 @@ Address address_from(const sockaddr* name) {
   return address;
 }
 
-Result<std::vector<Address>> resolve(const std::string& host, int port) {
+namespace {
+
+// A look-up of the C library's own thread, which outlives who gives up on it: its memory is then left to it.
+struct Lookup {
+  std::string host, service;
   addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV;
-  addrinfo* list = nullptr;
-  const std::string service = std::to_string(port);
-  const int error = getaddrinfo(host.c_str(), service.c_str(), &hints, &list);
+  gaicb request{};
+
+  Lookup(const std::string& name, int port) : host(name), service(std::to_string(port)) {
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV;
+    request.ar_name = host.c_str();
+    request.ar_service = service.c_str();
+    request.ar_request = &hints;
+  }
+  ~Lookup() {
+    if (request.ar_result != nullptr) freeaddrinfo(request.ar_result);
+  }
+};
+
+// An error of getaddrinfo, or EAI_INPROGRESS at the deadline.
+int look_up(gaicb* request, Deadline deadline) {
+  gaicb* list[] = {request};
+  const int started = getaddrinfo_a(GAI_NOWAIT, list, 1, nullptr);
+  if (started != 0) return started;
+  while (gai_error(request) == EAI_INPROGRESS && !deadline.passed()) {
+    const int left_ms = deadline.poll_ms(1000);
+    const timespec wait{left_ms / 1000, left_ms % 1000 * 1'000'000};
+    gai_suspend(list, 1, &wait);
+  }
+  return gai_error(request);
+}
+
+}  // namespace
+
+Result<std::vector<Address>> resolve(const std::string& host, int port, Deadline deadline) {
+  auto lookup = std::make_unique<Lookup>(host, port);
+  const int error = look_up(&lookup->request, deadline);
+  if (error == EAI_INPROGRESS) {
+    if (gai_cancel(&lookup->request) == EAI_NOTCANCELED) (void)lookup.release();
+    return Error(Code::kNotFound, fmt::format("host {} (MASTER_ADDR) is not resolved: no answer "
+                                              "within the deadline",
+                                              quote(host)));
+  }
   if (error != 0) {
     return Error(Code::kNotFound, fmt::format("host {} (MASTER_ADDR) is not resolved: {}",
                                               quote(host), gai_strerror(error)));
   }
   std::vector<Address> addresses;
-  for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
+  for (const addrinfo* entry = lookup->request.ar_result; entry != nullptr;
+       entry = entry->ai_next) {
     if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
     addresses.push_back(address_from(entry->ai_addr));
   }
-  freeaddrinfo(list);
   if (addresses.empty()) {
     return Error(Code::kNotFound,
                  fmt::format("host {} (MASTER_ADDR) has no internet address", quote(host)));

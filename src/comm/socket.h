@@ -45,8 +45,10 @@ struct Address {
 // From what the kernel gives: AF_INET or AF_INET6.
 Address address_from(const sockaddr* name);
 
-// All stream addresses of a host name or number, in the resolver's order; at least one.
-Result<std::vector<Address>> resolve(const std::string& host, int port);
+// All stream addresses of a host name or number, in the resolver's order; at least one. kNotFound, also at the deadline: a resolver may
+// take its time.
+Result<std::vector<Address>> resolve(const std::string& host, int port,
+                                     Deadline deadline = Deadline::never());
 
 // A connection under way: writable once it is decided, then end_connect_tcp() tells how. Non-blocking, with TCP_NODELAY.
 Result<Descriptor> start_connect_tcp(const Address& address);

@@ -91,7 +91,9 @@ MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& op
   const bool bf16_gradients =
       sizeof(E) == 2 && options.gradient_type != GradientType::kFloat32 && plan.waves == 1;
   plan.gradient_dtype = bf16_gradients ? DType::kBF16 : DType::kF32;
-  plan.wire_gradient_dtype = plan.gradient_dtype;
+  plan.wire_gradient_dtype = options.wire_type == GradientType::kAuto       ? plan.gradient_dtype
+                             : options.wire_type == GradientType::kBFloat16 ? DType::kBF16
+                                                                            : DType::kF32;
   plan.weights =
       store::Parameters<E>::home_elements(layout, nodes, largest) * static_cast<int64_t>(sizeof(E));
   if (plan.nodes > 1) {

@@ -177,6 +177,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
   metrics.seconds = result->seconds;
   metrics.skipped = result->skipped;
   metrics.world_size = group().size();
+  metrics.wire_bytes = result->wire_sent_bytes;
+  metrics.wire_wait_seconds = result->wire_wait_seconds;
   if (metrics.seconds > 0) {
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.seconds;
     metrics.model_tflops =
@@ -358,7 +360,11 @@ std::string TrainerCore::options_json() const {
   json["threads"] = parts_.threads;
   json["cpus"] = parts_.cpus;
   json["isa"] = isa_name(parts_.isa->chosen);
-  json["transport"] = group().size() == 1 ? "none" : "shared memory";
+  json["transport"] = group().size() == 1         ? "none"
+                      : group().node_count() == 1 ? "shared memory"
+                                                  : "shared memory and gloo";
+  json["nodes"] = group().node_count();
+  json["wire_dtype"] = parts_.plan.wire_gradient_dtype == DType::kBF16 ? "bfloat16" : "float32";
   json["notes"] = parts_.notes;
   return json.dump();
 }
