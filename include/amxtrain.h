@@ -130,7 +130,8 @@ AMXT_API const char* amxt_version_string(void);
 
 /**
  * Describes the build as a JSON object: "version", "commit", "compiler", "build_type", "libraries"
- * (name to version, or null when it was not found).
+ * (name to version, or null when it was not found), "optional" ("NCCL" and "NVML", which are opened
+ * at run time: objects as in amxt_topology()).
  *
  * @return borrowed, valid for the life of the process; never NULL.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
@@ -550,6 +551,36 @@ AMXT_API amxt_status amxt_group_create_from_env(amxt_runtime* runtime,
  */
 AMXT_API amxt_status amxt_launch_info(const amxt_group_options* options, char** json,
                                       amxt_error* err);
+
+/**
+ * Describes what ranks find on this machine that talk to each other, as a JSON object:
+ *
+ * "machine" ("processor", "cores", "processors", "virtual"); "numa_nodes" ("node", "cores",
+ * "processors", "memory_bytes", "free_bytes"); "interfaces" ("name", "addresses", "state",
+ * "megabits_per_second", "mtu", "driver", "numa_node", "chosen": the one of the rendezvous,
+ * "reason"); "rdma_devices" ("name", "driver", "efa", "state", "gigabits_per_second", "numa_node",
+ * "usable"); "limits" ("locked_memory_bytes", null for none, "dev_shm_bytes", "dev_shm_free_bytes",
+ * "own_ipc_namespace"); "nccl" and "nvml" ("found", "version", "path", "reason" why not; nvml also
+ * "driver_version", "missing_functions").
+ *
+ * "gpus" (as NVML numbers them: "index", "name", "fault", "uuid", "bus_id", "memory_bytes",
+ * "compute_capability", "pcie_generation", "pcie_width", "nvlinks", "nvlink_generation", "mig",
+ * "virtualization", "cpu_affinity", "numa_affinity"); "pci_gpus" (how many the PCI bus has);
+ * "matrix" (rows of "X", "NV#", "PIX", "PXB", "PHB", "NODE", "SYS" or "?"); "pairs" ("a", "b",
+ * "path", "transport": "p2p", "shared_memory", "network" or "none", "over": "NVLink" or "PCIe",
+ * "gigabytes_per_second": nominal, one way, "reason" why not P2P); "between_hosts" ("transport",
+ * "rdma", "devices", "interface", "plugin", "gigabytes_per_second"); "environment" (variables that
+ * change the way of data); "warnings" ("code", "message").
+ *
+ * What is not known is null. A machine without NVIDIA's driver has no "gpus"; that is no error.
+ *
+ * @param[out] json the text; the caller ends it with amxt_string_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK.
+ * Thread-safety: yes. Blocking: no, but for the time that the driver takes. Collective: no. Since:
+ * 0.1
+ */
+AMXT_API amxt_status amxt_topology(char** json, amxt_error* err);
 
 /**
  * Gives this process' rank in the group.
@@ -1336,6 +1367,12 @@ typedef struct amxt_trainer_options {
   const char* ds_config_name; /* what messages call it; NULL: "ds_config" */
   amxt_progress_fn progress;  /* of load, resume, save and export; or NULL */
   void* progress_user_data;
+  int64_t prefetch_parameters; /* several nodes: fetched ahead of use; 0: none; unset: 50000000 */
+  int64_t live_parameters;     /* several nodes: most of others' that a node holds, in whole
+                                  layers and at least one; unset: 1000000000 */
+  int32_t wire_dtype;          /* of gradients between nodes: AMXT_DTYPE_BFLOAT16 or _FLOAT32;
+                                  unset: as they are kept */
+  int32_t reserved;            /* 0 */
 } amxt_trainer_options;
 
 #define AMXT_TRAINER_OPTIONS_INIT \
@@ -1368,7 +1405,11 @@ typedef struct amxt_trainer_options {
    NULL,                          \
    NULL,                          \
    NULL,                          \
-   NULL}
+   NULL,                          \
+   AMXT_UNSET_I64,                \
+   AMXT_UNSET_I64,                \
+   AMXT_UNSET_I32,                \
+   0}
 
 /**
  * Sets an amxt_trainer_options up, as AMXT_TRAINER_OPTIONS_INIT does.
@@ -1425,9 +1466,12 @@ typedef struct amxt_step_metrics {
   double model_tflops;      /* 6 x matmul weights + causal attention, of all ranks */
   int64_t peak_rss_bytes;   /* of the largest rank */
   int64_t peak_pss_bytes_all_ranks; /* sum of proportional set sizes */
+  int64_t wire_bytes;               /* that were sent between nodes, of all ranks */
+  double wire_wait_seconds;         /* that computing waited for the wire, of the largest rank */
 } amxt_step_metrics;
 
-#define AMXT_STEP_METRICS_INIT {sizeof(amxt_step_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define AMXT_STEP_METRICS_INIT \
+  {sizeof(amxt_step_metrics), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 
 /**
  * Sets an amxt_step_metrics up, as AMXT_STEP_METRICS_INIT does.

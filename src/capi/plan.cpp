@@ -40,18 +40,13 @@ Status create(amxt_runtime* runtime, const amxt_model* model,
       const amxt_plan_options options,
       read_struct<amxt_plan_options>(given_options, AMXT_PLAN_OPTIONS_INIT, "amxt_plan_options"));
   const int32_t ranks = given(options.ranks).value_or(1), nodes = given(options.nodes).value_or(1);
-  if (ranks < 1 || nodes < 1 || ranks % nodes != 0) {
+  if (ranks < 1 || nodes < 1 || ranks < nodes) {
     return Error(Code::kInvalidArgument,
                  fmt::format("amxt_plan_options: {} ranks on {} nodes", ranks, nodes));
   }
-  if (nodes > 1) {
-    return Error(Code::kUnsupported, fmt::format("amxt_plan_options.nodes is {}: one node is all "
-                                                 "that this version does",
-                                                 nodes));
-  }
-  const int32_t threads =
-      given(options.threads)
-          .value_or(runtime->state->threads.value_or(default_threads(ranks, nullptr)));
+  const int32_t threads = given(options.threads)
+                              .value_or(runtime->state->threads.value_or(
+                                  default_threads((ranks + nodes - 1) / nodes, nullptr)));
   if (threads < 1) {
     return Error(Code::kInvalidArgument, fmt::format("amxt_plan_options.threads is {}", threads));
   }
@@ -61,7 +56,8 @@ Status create(amxt_runtime* runtime, const amxt_model* model,
   AMXT_ASSIGN(const train::EffectiveOptions effective, settle(trainer, ranks, &notes));
   const model::ModelConfig& config = model->directory->config();
   auto plan = std::make_unique<amxt_plan>();
-  AMXT_ASSIGN(plan->plan, train::make_plan(config, effective, ranks, threads, memory));
+  AMXT_ASSIGN(plan->plan, train::make_plan(config, effective, train::even_nodes(ranks, nodes),
+                                           threads, memory));
   plan->parameters = model::parameter_count(config);
   plan->json = train::plan_json(config, effective, plan->plan, notes);
   *out = plan.release();
@@ -75,14 +71,14 @@ Status summary(const amxt_plan* plan, amxt_plan_totals* totals) {
   const train::MemoryPlan& parts = plan->plan;
   amxt_plan_totals result = AMXT_PLAN_TOTALS_INIT;
   result.fits = train::fits(parts) ? 1 : 0;
-  result.ranks = parts.ranks;
+  result.ranks = parts.world;
   result.parameters = plan->parameters;
   result.waves = parts.waves;
-  result.weight_bytes = parts.weights;
+  result.weight_bytes = parts.weights + parts.window;
   result.optimizer_bytes = (parts.low_bits + parts.moments) * parts.ranks;
   result.gradient_bytes = parts.gradients * parts.ranks;
   result.activation_bytes = parts.arena + parts.kept * parts.ranks;
-  result.other_bytes = (parts.scratch + parts.overhead) * parts.ranks;
+  result.other_bytes = (parts.exchange + parts.scratch + parts.overhead) * parts.ranks;
   result.peak_bytes_per_rank = parts.peak_bytes_per_rank();
   result.peak_bytes_per_node = parts.peak_bytes_per_node();
   result.limit_bytes = parts.limit_bytes;

@@ -119,6 +119,8 @@ amxt_step_metrics convert(const train::StepMetrics& metrics) {
   result.model_tflops = metrics.model_tflops;
   result.peak_rss_bytes = metrics.peak_rss_bytes;
   result.peak_pss_bytes_all_ranks = metrics.peak_pss_bytes_all_ranks;
+  result.wire_bytes = metrics.wire_bytes;
+  result.wire_wait_seconds = metrics.wire_wait_seconds;
   return result;
 }
 

@@ -58,7 +58,8 @@ Status read_flag(int32_t value, std::string_view name, bool* out) {
   return {};
 }
 
-Status read_gradient_type(int32_t value, std::optional<train::GradientType>* out) {
+Status read_gradient_type(int32_t value, const char* name,
+                          std::optional<train::GradientType>* out) {
   switch (value) {
     case AMXT_UNSET_I32:
       return {};
@@ -71,7 +72,7 @@ Status read_gradient_type(int32_t value, std::optional<train::GradientType>* out
     default:
       return Error(Code::kInvalidArgument,
                    fmt::format("{} is {}, not AMXT_DTYPE_BFLOAT16 or AMXT_DTYPE_FLOAT32",
-                               field("gradient_dtype"), value));
+                               field(name), value));
   }
 }
 
@@ -86,7 +87,7 @@ Result<train::TrainOptions> train_options(const amxt_trainer_options& options) {
   train::TrainOptions result;
   AMXT_TRY(read_choice(options.compute_dtype, AMXT_COMPUTE_FLOAT32, "compute_dtype",
                        &result.compute_type));
-  AMXT_TRY(read_gradient_type(options.gradient_dtype, &result.gradient_type));
+  AMXT_TRY(read_gradient_type(options.gradient_dtype, "gradient_dtype", &result.gradient_type));
   AMXT_TRY(read_choice(options.decay, AMXT_DECAY_MATRICES, "decay", &result.decay));
   AMXT_TRY(read_choice(options.schedule, AMXT_SCHEDULE_COSINE, "schedule", &result.schedule));
   AMXT_TRY(read_choice(options.loss_average, AMXT_LOSS_AVERAGE_MICRO_BATCH, "loss_average",
@@ -105,6 +106,10 @@ Result<train::TrainOptions> train_options(const amxt_trainer_options& options) {
   AMXT_TRY(read_count(options.seed, 0, "seed", &result.seed));
   AMXT_TRY(
       read_count(options.memory_limit_bytes, 1, "memory_limit_bytes", &result.memory_limit_bytes));
+  AMXT_TRY(read_count(options.prefetch_parameters, 0, "prefetch_parameters",
+                      &result.prefetch_parameters));
+  AMXT_TRY(read_count(options.live_parameters, 0, "live_parameters", &result.live_parameters));
+  AMXT_TRY(read_gradient_type(options.wire_dtype, "wire_dtype", &result.wire_type));
   AMXT_TRY(read_real(options.learning_rate, "learning_rate", &result.learning_rate));
   AMXT_TRY(read_real(options.beta1, "beta1", &result.beta1));
   AMXT_TRY(read_real(options.beta2, "beta2", &result.beta2));

@@ -189,7 +189,7 @@ class ModelExport {
  private:
   struct Piece {
     size_t shard = 0, entry = 0;
-    int64_t tensor = 0;
+    const E* weights = nullptr;
     int64_t first = 0, count = 0;  // elements of the tensor
   };
 
@@ -222,8 +222,10 @@ class ModelExport {
       const int64_t columns = layout.specs()[static_cast<size_t>(range.tensor)].columns;
       const auto [shard, entry] = place.at(range.tensor);
       const int64_t end = range.row_end * columns;
-      for (int64_t first = range.row_begin * columns; first < end; first += kStep) {
-        pieces_.push_back({shard, entry, range.tensor, first, std::min(kStep, end - first)});
+      const int64_t begin = range.row_begin * columns;
+      for (int64_t first = begin; first < end; first += kStep) {
+        pieces_.push_back({shard, entry, parameters_.weights(range) + (first - begin), first,
+                           std::min(kStep, end - first)});
       }
     }
     std::sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
@@ -236,8 +238,7 @@ class ModelExport {
 
   Status write_piece(const Piece& piece) {
     io::SafetensorsWriter& writer = writers_[piece.shard];
-    const std::span weights(parameters_.tensor(piece.tensor) + piece.first,
-                            static_cast<size_t>(piece.count));
+    const std::span weights(piece.weights, static_cast<size_t>(piece.count));
     return writer.write(writer.tensors()[piece.entry],
                         piece.first * static_cast<int64_t>(sizeof(E)), std::as_bytes(weights));
   }

@@ -123,7 +123,7 @@ class ModelLoad {
     const DType dtype = at.entry->dtype;
     const int64_t offset = piece.first * dtype_bytes(dtype),
                   bytes = piece.count * dtype_bytes(dtype);
-    E* weight = parameters_.mutable_tensor(piece.range.tensor) + piece.first;
+    E* weight = parameters_.weights(piece.range) + within(piece);
     const bool in_place = dtype == (sizeof(E) == 2 ? DType::kBF16 : DType::kF32);
     const std::span<std::byte> data =
         in_place ? std::as_writable_bytes(std::span(weight, static_cast<size_t>(piece.count)))
@@ -145,9 +145,13 @@ class ModelLoad {
 
   uint16_t* low_bits(const Piece& piece) const {
     if (sizeof(E) != 2 || !parameters_.options().optimizer) return nullptr;
+    return parameters_.low(piece.range) + within(piece);
+  }
+  // Elements from the beginning of the piece's range.
+  int64_t within(const Piece& piece) const {
     const int64_t columns =
         parameters_.layout().specs()[static_cast<size_t>(piece.range.tensor)].columns;
-    return parameters_.low(piece.range) + (piece.first - piece.range.row_begin * columns);
+    return piece.first - piece.range.row_begin * columns;
   }
 
   const model::ModelDirectory& model_;

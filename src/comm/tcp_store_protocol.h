@@ -10,8 +10,19 @@
 //   kWait       u64 n, n keys                  -> u8: 0, when all are there
 //   kKeyCount                                  -> i64
 //   kDelete     key                            -> i64: 1, or 0 when it was missing
+//   kAppend     key, value                     -> nothing
+//   kMultiGet   u64 n, n keys                  -> n strings, empty where missing
+//   kMultiSet   u64 n, n times key and value   -> nothing
 //   kCancelWait                                -> u8: 1
 //   kPing       u32                            -> u32: the same
+//   kListKeys                                  -> i64 n, n strings
+//   kBarrier    key, i64 world                 -> u8: 0, when it was asked that often with that key
+//
+// Between ranks that share a secret (secret.h), and between no others, a connection's second request is ours alone; before it
+// nothing else is answered, and what follows is as above:
+//
+//   kProve      32 bytes: the client's challenge -> 32 bytes: the server's
+//               32 bytes: the client's answer    -> 32 bytes: the server's; the connection is closed when the client's is wrong
 #pragma once
 
 #include <cstddef>
@@ -32,17 +43,27 @@ enum class StoreOperation : uint8_t {
   kWait = 6,
   kKeyCount = 7,
   kDelete = 8,
+  kAppend = 9,
+  kMultiGet = 10,
+  kMultiSet = 11,
   kCancelWait = 12,
   kPing = 13,
+  kListKeys = 17,
+  kBarrier = 18,
+  kProve = 0xA5,
 };
+
+// What the two sides of kProve prove the knowledge of the secret for.
+inline constexpr std::string_view kStorePurpose = "amxtrain store 1";
 
 inline constexpr uint32_t kStoreMagic = 0x3C85F7CE;
 inline constexpr size_t kMaxStoreKeyBytes = 8 << 10;
 inline constexpr size_t kMaxStoreValueBytes = 8 << 20;
 inline constexpr size_t kMaxStoreKeys = 1024;  // in one request
 
-inline constexpr uint8_t kStoreReady = 0, kStoreNotReady = 1;             // replies to kCheck
-inline constexpr uint8_t kStoreStopWaiting = 0, kStoreWaitCancelled = 1;  // to kWait, kCancelWait
+inline constexpr uint8_t kStoreReady = 0, kStoreNotReady = 1;  // replies to kCheck
+// To kWait and kBarrier, to kCancelWait.
+inline constexpr uint8_t kStoreStopWaiting = 0, kStoreWaitCancelled = 1;
 
 template <typename Integer>
 void append_integer(std::string* out, Integer value) {

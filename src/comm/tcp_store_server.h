@@ -1,7 +1,8 @@
-// TcpStoreServer: a c10d TCPStore of our own, for jobs whose launcher runs none. One thread; it listens where MASTER_ADDR points and nowhere else.
+// TcpStoreServer: a c10d TCPStore of our own, for jobs whose launcher runs none: the sockets of a StoreService. One thread; it listens at
+// the addresses that it is given and nowhere else.
 //
-// It trusts nobody: keys, values, requests, connections and the whole of what is stored are bounded, a connection that says something
-// else, stops in the middle of a request or does not take its answers is dropped and counted.
+// It trusts nobody: connections are bounded and strangers make way for members, a connection that says something else, stops in the middle
+// of a request or does not take its answers is dropped and counted.
 #pragma once
 
 #include <atomic>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "comm/secret.h"
 #include "comm/socket.h"
 
 namespace amxt::comm {
@@ -23,9 +25,14 @@ class TcpStoreServer {
         10'000'000'000;  // to validate, to end a request once begun, to take an answer
     size_t max_connections = 512;
     size_t max_stored_bytes = size_t{64} << 20;
+    size_t max_held_bytes = size_t{64} << 20;  // requests in part and replies, of all connections
+    Secret secret;                             // none: everybody is served
   };
 
-  // kExists naming address and port when the port is taken.
+  // At those of the addresses that this machine has, at least one; kExists naming address and port when the port is taken.
+  static Result<std::unique_ptr<TcpStoreServer>> start(const std::vector<Address>& addresses,
+                                                       const Options& options);
+  // At every address of a host name.
   static Result<std::unique_ptr<TcpStoreServer>> start(const std::string& host, int port);
   static Result<std::unique_ptr<TcpStoreServer>> start(const std::string& host, int port,
                                                        const Options& options);

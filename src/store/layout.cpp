@@ -76,6 +76,10 @@ void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t ro
     const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
     total += (std::min(row_end, spec.rows) - row_begin) * spec.columns;
   }
+  extent_.push_back(
+      {shared_offset(first) + row_begin * specs_[static_cast<size_t>(first)].columns,
+       shared_offset(last - 1) + std::min(row_end, specs_[static_cast<size_t>(last - 1)].rows) *
+                                     specs_[static_cast<size_t>(last - 1)].columns});
   int64_t dealt = 0;
   for (int64_t tensor = first; tensor < last; ++tensor) {
     const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
@@ -87,6 +91,7 @@ void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t ro
       const auto owner = static_cast<size_t>(
           std::min<int64_t>(owners_ - 1, (2 * dealt + elements) * owners_ / (2 * total)));
       dealt += elements;
+      if (tensor == embedding()) embedding_owner_.push_back(static_cast<int>(owner));
       std::vector<OwnedRange>& ranges = ranges_[owner];
       const bool new_deal = ranges.size() == deal_begin_by_owner_[owner].back();
       if (!new_deal && ranges.back().tensor == tensor && ranges.back().row_end == row) {
@@ -108,6 +113,20 @@ std::span<const OwnedRange> Layout::ranges(int owner, int64_t deal) const {
   const size_t begin = begins[static_cast<size_t>(deal)],
                end = begins[static_cast<size_t>(deal) + 1];
   return std::span(all).subspan(begin, end - begin);
+}
+
+int64_t Layout::largest_deal() const {
+  int64_t largest = 0;
+  for (const Extent& extent : extent_) largest = std::max(largest, extent.end - extent.begin);
+  return largest;
+}
+
+int64_t Layout::span_elements(int owner, int64_t deal) const {
+  const std::span<const OwnedRange> all = ranges(owner, deal);
+  if (all.empty()) return 0;
+  const OwnedRange& last = all.back();
+  return last.private_offset + last.rows() * specs_[static_cast<size_t>(last.tensor)].columns -
+         all.front().private_offset;
 }
 
 int64_t Layout::find(model::Role role, int64_t unit) const {

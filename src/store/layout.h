@@ -62,6 +62,16 @@ class Layout {
   int64_t norm_deal() const { return vocabulary_blocks_ + layers_; }
   int64_t embedding_deal(int64_t block) const { return block; }
   int64_t head_deal(int64_t block) const { return tied_ ? block : norm_deal() + 1 + block; }
+  // A deal in the shared order: where its first row begins, and its elements from there to the end of its last one, gaps included.
+  int64_t deal_offset(int64_t deal) const { return extent(deal).begin; }
+  int64_t deal_elements(int64_t deal) const { return extent(deal).end - extent(deal).begin; }
+  int64_t largest_deal() const;
+  // Elements that the ranges of `owner` in a deal span in its private order, gaps included.
+  int64_t span_elements(int owner, int64_t deal) const;
+  // Owner of a row of the embedding.
+  int embedding_owner(int64_t row) const {
+    return embedding_owner_[static_cast<size_t>(row / kPanelRows)];
+  }
   // Ranges of `owner` in a deal; all of an owner's, in private order, with deal = -1.
   std::span<const OwnedRange> ranges(int owner, int64_t deal) const;
 
@@ -72,6 +82,10 @@ class Layout {
   }
 
  private:
+  struct Extent {
+    int64_t begin = 0, end = 0;
+  };
+  const Extent& extent(int64_t deal) const { return extent_[static_cast<size_t>(deal)]; }
   void deal_out(int64_t first_tensor, int64_t last_tensor, int64_t row_begin, int64_t row_end);
 
   std::vector<model::TensorSpec> specs_;
@@ -84,7 +98,9 @@ class Layout {
   std::vector<int64_t> shared_offset_, panel_base_, private_elements_;
   std::vector<std::vector<OwnedRange>> ranges_;           // by owner
   std::vector<std::vector<size_t>> deal_begin_by_owner_;  // by owner: first range of each deal
-  std::vector<int64_t> deal_begin_;  // first tensor of each deal, and an end mark
+  std::vector<int64_t> deal_begin_;   // first tensor of each deal, and an end mark
+  std::vector<Extent> extent_;        // by deal
+  std::vector<int> embedding_owner_;  // by panel
 };
 
 }  // namespace amxt::store

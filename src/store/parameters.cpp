@@ -4,11 +4,17 @@
 #include <atomic>
 #include <cmath>
 
+#include "kernels/rows.h"
+
 namespace amxt::store {
 namespace {
 
 // Elements that one task of the optimizer takes, about: panels are never cut.
 constexpr int64_t kChunkElements = 128 * 1024;
+// Elements of a gradient that are summed at a time: they stay in the first cache.
+constexpr int64_t kSumElements = 4096;
+
+int64_t aligned(int64_t elements) { return (elements + 63) / 64 * 64; }
 
 // Writes a byte of each page with what it holds.
 void touch(ThreadPool& pool, const Buffer& buffer) {
@@ -51,7 +57,7 @@ Result<std::unique_ptr<Parameters<E>>> Parameters<E>::create(const Layout* layou
                                                              comm::Group* group,
                                                              const Options& options,
                                                              Deadline deadline) {
-  std::unique_ptr<Parameters> parameters(new Parameters(layout, group->local_rank(), options));
+  std::unique_ptr<Parameters> parameters(new Parameters(layout, group->rank(), options));
   const int64_t elements = parameters->private_elements_;
   if (options.optimizer) {
     if constexpr (sizeof(E) == 2) {
@@ -62,19 +68,80 @@ Result<std::unique_ptr<Parameters<E>>> Parameters<E>::create(const Layout* layou
     AMXT_ASSIGN(parameters->gradient_,
                 Buffer::allocate(elements * dtype_bytes(options.gradient_dtype), "gradients"));
   }
+  const comm::Nodes& nodes = group->nodes();
+  const int64_t shared = home_elements(*layout, nodes, group->node());
   AMXT_ASSIGN(parameters->segment_,
-              group->share("weights", layout->shared_elements() * static_cast<int64_t>(sizeof(E)),
-                           deadline));
-  parameters->shared_ = reinterpret_cast<E*>(parameters->segment_.data());
+              group->share("weights", shared * static_cast<int64_t>(sizeof(E)), deadline));
+  auto* const first = reinterpret_cast<E*>(parameters->segment_.data());
+  if (nodes.count() == 1) {
+    parameters->shared_ = first;
+    return parameters;
+  }
+  parameters->home_ = first;
+  for (const int rank : nodes.on(group->node())) {
+    if (rank == group->rank()) break;
+    parameters->home_ += aligned(layout->private_elements(rank));
+  }
+  parameters->traffic_ = std::make_unique<Traffic>(group);
+  AMXT_ASSIGN(parameters->window_,
+              Window::create(layout, group, parameters->traffic_.get(),
+                             reinterpret_cast<const std::byte*>(parameters->home_), sizeof(E),
+                             options.window_slots, deadline));
   return parameters;
 }
 
 template <typename E>
-model::LayerWeights<E> Parameters<E>::acquire(int64_t layer) const {
+int64_t Parameters<E>::home_elements(const Layout& layout, const comm::Nodes& nodes, int node) {
+  if (nodes.count() == 1) return layout.shared_elements();
+  int64_t elements = 0;
+  for (const int rank : nodes.on(node)) elements += aligned(layout.private_elements(rank));
+  return elements;
+}
+
+template <typename E>
+Status Parameters<E>::connect(Deadline deadline) {
+  if (!traffic_) return {};
+  disconnect();
+  AMXT_TRY(traffic_->connect(deadline));
+  return window_->restart(deadline);
+}
+
+template <typename E>
+void Parameters<E>::disconnect() {
+  if (!traffic_) return;
+  window_->stop();
+  traffic_->disconnect();
+}
+
+template <typename E>
+void Parameters<E>::begin_pass(std::span<const int64_t> deals) {
+  if (window_) window_->begin(deals);
+}
+
+template <typename E>
+Result<const E*> Parameters<E>::acquire(int64_t deal, Poll poll) {
+  if (!window_) return shared_ + layout_->deal_offset(deal);
+  AMXT_ASSIGN(const std::byte* const at, window_->acquire(deal, poll));
+  return reinterpret_cast<const E*>(at);
+}
+
+template <typename E>
+void Parameters<E>::release(int64_t deal) {
+  if (window_) window_->release(deal);
+}
+
+template <typename E>
+Status Parameters<E>::drain(Poll poll) {
+  return window_ ? window_->drain(poll) : Status();
+}
+
+template <typename E>
+model::LayerWeights<E> Parameters<E>::layer_weights(int64_t layer, const E* deal) const {
   using model::Role;
+  const E* const origin = deal - layout_->deal_offset(layout_->layer_deal(layer));
   const auto at = [&](Role role) -> const E* {
     const int64_t index = layout_->find(role, layer);
-    return index < 0 ? nullptr : tensor(index);
+    return index < 0 ? nullptr : origin + layout_->shared_offset(index);
   };
   model::LayerWeights<E> w;
   w.input_norm = at(Role::kInputNorm);
@@ -90,6 +157,65 @@ model::LayerWeights<E> Parameters<E>::acquire(int64_t layer) const {
   w.down = at(Role::kDown);
   w.down_bias = at(Role::kDownBias);
   return w;
+}
+
+template <typename E>
+void Parameters<E>::sum_gradient(ThreadPool& pool, Isa isa, int64_t deal, DType dtype,
+                                 std::span<const std::byte* const> parts, bool add) {
+  const std::span<const OwnedRange> ranges = layout_->ranges(owner_, deal);
+  if (ranges.empty()) return;
+  const int64_t first = ranges.front().private_offset;
+  for (const OwnedRange& range : ranges) {
+    pool.run_blocks(range.rows() * columns(range), kSumElements, [&](int64_t begin, int64_t end) {
+      float sum[kSumElements];
+      const int64_t n = end - begin, at = range.private_offset - first + begin;
+      bf16* const as_bf16 = gradients_are_bf16() ? gradient_bf16(range) + begin : nullptr;
+      float* const as_float = gradients_are_bf16() ? sum : gradient_float(range) + begin;
+      if (!add) std::fill_n(as_float, n, 0.0f);
+      if (add && as_bf16 != nullptr) kernels::convert(isa, n, as_bf16, sum);
+      for (const std::byte* part : parts) {
+        if (dtype == DType::kBF16) {
+          kernels::accumulate(isa, n, reinterpret_cast<const bf16*>(part) + at, as_float);
+        } else {
+          kernels::accumulate(isa, n, reinterpret_cast<const float*>(part) + at, as_float);
+        }
+      }
+      if (as_bf16 != nullptr) kernels::convert(isa, n, sum, as_bf16);
+    });
+  }
+}
+
+template <typename E>
+void Parameters<E>::add_gradient_rows(ThreadPool& pool, Isa isa, const OwnedRange& range,
+                                      DType dtype, std::span<const std::byte* const> parts,
+                                      std::span<const std::span<const int32_t>> rows) {
+  const int64_t width = columns(range);
+  std::vector<int32_t> all;  // rows that any node has
+  for (const auto& list : rows) all.insert(all.end(), list.begin(), list.end());
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  pool.run(static_cast<int64_t>(all.size()), [&](int64_t index, int) {
+    const int32_t row = all[static_cast<size_t>(index)];
+    const int64_t to = (row - range.row_begin) * width;
+    for (int64_t begin = 0; begin < width; begin += kSumElements) {
+      const int64_t n = std::min(kSumElements, width - begin);
+      float sum[kSumElements];
+      bf16* const as_bf16 = gradients_are_bf16() ? gradient_bf16(range) + to + begin : nullptr;
+      float* const as_float = gradients_are_bf16() ? sum : gradient_float(range) + to + begin;
+      if (as_bf16 != nullptr) kernels::convert(isa, n, as_bf16, sum);
+      for (size_t node = 0; node < parts.size(); ++node) {
+        const auto found = std::lower_bound(rows[node].begin(), rows[node].end(), row);
+        if (found == rows[node].end() || *found != row) continue;
+        const int64_t at = (found - rows[node].begin()) * width + begin;
+        if (dtype == DType::kBF16) {
+          kernels::accumulate(isa, n, reinterpret_cast<const bf16*>(parts[node]) + at, as_float);
+        } else {
+          kernels::accumulate(isa, n, reinterpret_cast<const float*>(parts[node]) + at, as_float);
+        }
+      }
+      if (as_bf16 != nullptr) kernels::convert(isa, n, sum, as_bf16);
+    }
+  });
 }
 
 template <typename E>
@@ -121,10 +247,9 @@ template <typename E>
 void Parameters<E>::update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, Decay decay) {
   pool.run(static_cast<int64_t>(chunks_.size()), [&](int64_t index, int) {
     const Chunk& chunk = chunks_[static_cast<size_t>(index)];
-    const int64_t columns = layout_->specs()[static_cast<size_t>(chunk.range.tensor)].columns;
     kernels::AdamwStep own = step;
     if (decay == Decay::kMatrices && chunk.vector) own.weight_decay = 0;
-    E* weight = mutable_tensor(chunk.range.tensor) + chunk.range.row_begin * columns;
+    E* weight = weights(chunk.range);
     if constexpr (sizeof(E) == 2) {
       if (gradients_are_bf16()) {
         kernels::adamw_split(isa, chunk.count, weight, low(chunk.range), first_moment(chunk.range),
@@ -157,7 +282,7 @@ void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row
   OwnedRange at = range;
   at.private_offset += (row_begin - range.row_begin) * columns;
   const int64_t count = rows * columns;
-  const E* weight = tensor(range.tensor) + row_begin * columns;
+  const E* weight = weights(range) + (row_begin - range.row_begin) * columns;
   switch (kind) {
     case RowKind::kFirstMoment:
       std::copy_n(first_moment(at), count, values);
@@ -192,7 +317,7 @@ void Parameters<E>::write_rows(RowKind kind, const OwnedRange& range, int64_t ro
   OwnedRange at = range;
   at.private_offset += (row_begin - range.row_begin) * columns;
   const int64_t count = rows * columns;
-  E* weight = mutable_tensor(range.tensor) + row_begin * columns;
+  E* weight = weights(range) + (row_begin - range.row_begin) * columns;
   switch (kind) {
     case RowKind::kFirstMoment:
       std::copy_n(values, count, first_moment(at));

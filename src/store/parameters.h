@@ -1,4 +1,5 @@
 // Parameters: the sharded state of training. Compute weights shared by the node, everything else private to the owner of a row.
+// A node of several keeps the compute weights of its own ranks' rows only ("home"), and sees the others through a window (window.h).
 //
 //   E = bf16    weight (bf16, shared) + 16 low bits + m + v (fp32) + gradient (bf16 or fp32): 2 + 2 + 4 + 4 + 2 (4) bytes per parameter
 //   E = float   weight (fp32, shared) + m + v + gradient (fp32): 4 + 4 + 4 + 4
@@ -21,6 +22,8 @@
 #include "kernels/optimizer.h"
 #include "model/decoder.h"
 #include "store/layout.h"
+#include "store/traffic.h"
+#include "store/window.h"
 
 namespace amxt::store {
 
@@ -41,6 +44,7 @@ class Parameters {
   struct Options {
     bool optimizer = true;               // false: forward only, no low bits, moments or gradients
     DType gradient_dtype = DType::kF32;  // kF32, or kBF16 when E is bf16
+    int window_slots = 2;                // deals at a time that a node of several sees
   };
   // Collective on the node: the shared segment is made here.
   static Result<std::unique_ptr<Parameters>> create(const Layout* layout, comm::Group* group,
@@ -50,9 +54,29 @@ class Parameters {
   int owner() const { return owner_; }
   const Options& options() const { return options_; }
 
-  // The compute weights of a layer, readable until release(). (One node: all layers are always there.)
-  model::LayerWeights<E> acquire(int64_t layer) const;
-  void release(int64_t) const {}
+  // The one door to the compute weights of others: all rows of a deal, readable until release(). The address is of its first row; its
+  // tensors lie as in the shared order. On one node every deal is always there. On several, begin_pass() says beforehand what will be
+  // acquired, in order, on all ranks alike, and drain() ends the reading of this rank's rows by others; one thread does all this.
+  bool has_window() const { return window_ != nullptr; }
+  void begin_pass(std::span<const int64_t> deals);
+  Result<const E*> acquire(int64_t deal, Poll poll);
+  void release(int64_t deal);
+  Status drain(Poll poll);
+  // The matrices and vectors of a layer within its deal.
+  model::LayerWeights<E> layer_weights(int64_t layer, const E* deal) const;
+  // Connects the nodes for the window and everything else that passes between them; gives up what was under way. Collective.
+  Status connect(Deadline deadline);
+  void disconnect();
+  // Null on one node.
+  Traffic* traffic() { return traffic_.get(); }
+  int64_t wait_ns() const { return window_ ? window_->wait_ns() : 0; }
+
+  // The compute weights of rows that this rank owns.
+  E* weights(const OwnedRange& range) const {
+    if (home_ != nullptr) return home_ + range.private_offset;
+    return shared_ + layout_->shared_offset(range.tensor) + range.row_begin * columns(range);
+  }
+  // A whole tensor; on one node only.
   const E* tensor(int64_t index) const { return shared_ + layout_->shared_offset(index); }
   E* mutable_tensor(int64_t index) { return shared_ + layout_->shared_offset(index); }
 
@@ -74,6 +98,15 @@ class Parameters {
   }
   bool gradients_are_bf16() const { return options_.gradient_dtype == DType::kBF16; }
 
+  // The gradient of this rank's rows in a deal = (`add`: what is kept +) the nodes' parts, summed in fp32 in their order. A part holds the rows
+  // as the private order does, from the deal's first on.
+  void sum_gradient(ThreadPool& pool, Isa isa, int64_t deal, DType dtype,
+                    std::span<const std::byte* const> parts, bool add);
+  // The same for some rows of the embedding: rows[node] are those, ascending, that part has, one after the other; always added.
+  void add_gradient_rows(ThreadPool& pool, Isa isa, const OwnedRange& range, DType dtype,
+                         std::span<const std::byte* const> parts,
+                         std::span<const std::span<const int32_t>> rows);
+
   // Sum of squares of the gradient of each owned panel into sums[panel]; panels of others are not touched. Names the first tensor with
   // an element that is not finite (its index), or -1.
   int64_t gradient_squares(ThreadPool& pool, Isa isa, double* sums) const;
@@ -91,6 +124,8 @@ class Parameters {
   void populate_moments(ThreadPool& pool);
 
   int64_t shared_bytes() const { return segment_.bytes(); }
+  // Elements of the segment that a node keeps for good, on one node and on several.
+  static int64_t home_elements(const Layout& layout, const comm::Nodes& nodes, int node);
   int64_t private_bytes() const { return low_.bytes() + moments_.bytes() + gradient_.bytes(); }
 
  private:
@@ -101,13 +136,19 @@ class Parameters {
     bool vector = false;
   };
   Parameters(const Layout* layout, int owner, const Options& options);
+  int64_t columns(const OwnedRange& range) const {
+    return layout_->specs()[static_cast<size_t>(range.tensor)].columns;
+  }
 
   const Layout* layout_;
   int owner_;
   Options options_;
   int64_t private_elements_ = 0;
   comm::SharedMemory segment_;
-  E* shared_ = nullptr;
+  E* shared_ = nullptr;  // on one node: every weight, in the shared order
+  E* home_ = nullptr;    // on several: this rank's, in its private order
+  std::unique_ptr<Traffic> traffic_;
+  std::unique_ptr<Window> window_;
   Buffer low_, moments_, gradient_;
   std::vector<Chunk> chunks_;
 };

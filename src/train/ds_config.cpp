@@ -157,6 +157,10 @@ class Parser {
       case DsSection::kFp16:
         return read_fp16(path, value);
       case DsSection::kZero:
+        if (key.ends_with("prefetch_bucket_size"))
+          return whole(path, value, 0, config_.prefetch_parameters);
+        if (key.ends_with("max_live_parameters"))
+          return whole(path, value, 0, config_.live_parameters);
         return read_stage(path, value);
       case DsSection::kOffloadParam:
       case DsSection::kOffloadOptimizer:
@@ -166,7 +170,7 @@ class Parser {
       case DsSection::kSchedulerParams:
         return read_scheduler(key, path, value);
       case DsSection::kDataTypes:
-        return read_gradient_type(path, value);
+        return read_gradient_type(path, value, config_.gradient_type);
       default:
         return;  // "type", read before
     }
@@ -180,6 +184,7 @@ class Parser {
     if (key == "gradient_accumulation_steps") return whole(path, value, 1, config_.accumulate);
     if (key == "steps_per_print") return whole(path, value, 1, config_.steps_per_print);
     if (key == "gradient_clipping") return number(path, value, config_.clip);
+    if (key == "communication_data_type") return read_gradient_type(path, value, config_.wire_type);
     // gradient_allreduce_op
     if (is_text(value, "mean") || value.is_null()) return accept(path, "the loss is a mean");
     refuse(path, fmt::format("{} is not supported: the loss is a mean", shown(value)));
@@ -221,16 +226,17 @@ class Parser {
     }
   }
 
-  void read_gradient_type(const std::string& path, const Json& value) {
+  void read_gradient_type(const std::string& path, const Json& value,
+                          DsSetting<GradientType>& setting) {
     if (value.is_null()) return;
-    config_.gradient_type.present = true;
+    setting.present = true;
     honour(path);
     if (is_text(value, "auto")) return;
     const std::string name = value.is_string() ? lower(value.get_ref<const std::string&>()) : "";
     if (name == "bf16" || name == "bfloat16") {
-      config_.gradient_type.value = GradientType::kBFloat16;
+      setting.value = GradientType::kBFloat16;
     } else if (name == "fp32" || name == "float32" || name == "float") {
-      config_.gradient_type.value = GradientType::kFloat32;
+      setting.value = GradientType::kFloat32;
     } else if (name == "fp16" || name == "float16" || name == "half") {
       refuse(path, "fp16 is not supported: gradients are bf16 or fp32");
     } else {

@@ -50,6 +50,9 @@ struct DsConfig {
   DsSetting<double> clip;
   DsSetting<bool> bf16;
   DsSetting<GradientType> gradient_type;
+  DsSetting<GradientType> wire_type;
+  DsSetting<int64_t> prefetch_parameters;
+  DsSetting<int64_t> live_parameters;
 
   bool has_optimizer = false;
   bool torch_adam = false;  // its weight decay has another default

@@ -9,8 +9,8 @@ namespace {
 using enum DsUse;
 
 constexpr std::string_view kNothingSent =
-    "ranks of a node share the weights and divide the rest by rows: nothing is gathered, reduced "
-    "in buckets or sent ahead";
+    "ranks of a node share the weights and divide the rest by rows, nodes send rows: nothing is "
+    "gathered or reduced in buckets";
 constexpr std::string_view kInMemory = "all state lives in the memory of the CPU";
 constexpr std::string_view kLogging = "--metrics, --log-steps and --json say what is printed";
 constexpr std::string_view kFp16Off = "fp16 is off";
@@ -38,7 +38,7 @@ constexpr DsKey kTop[] = {
     {"optimizer", kSection, ""},
     {"scheduler", kSection, ""},
     {"data_types", kSection, ""},
-    {"communication_data_type", kAccept, kNothingSent},
+    {"communication_data_type", kHonour, ""},
     {"seq_parallel_communication_data_type", kAccept, kNothingSent},
     {"seq_parallel_comm_data_type", kAccept, kNothingSent},
     {"disable_allgather", kAccept, kNothingSent},
@@ -128,14 +128,14 @@ constexpr DsKey kZero[] = {
     {"overlap_comm", kAccept, kNothingSent},
     {"round_robin_gradients", kAccept, kNothingSent},
     {"sub_group_size", kAccept, kNothingSent},
-    {"stage3_prefetch_bucket_size", kAccept, kNothingSent},
-    {"prefetch_bucket_size", kAccept, kNothingSent},
+    {"stage3_prefetch_bucket_size", kHonour, ""},
+    {"prefetch_bucket_size", kHonour, ""},
     {"stage3_param_persistence_threshold", kAccept, kNothingSent},
     {"param_persistence_threshold", kAccept, kNothingSent},
     {"stage3_model_persistence_threshold", kAccept, kNothingSent},
     {"model_persistence_threshold", kAccept, kNothingSent},
-    {"stage3_max_live_parameters", kAccept, kNothingSent},
-    {"max_live_parameters", kAccept, kNothingSent},
+    {"stage3_max_live_parameters", kHonour, ""},
+    {"max_live_parameters", kHonour, ""},
     {"stage3_max_reuse_distance", kAccept, kNothingSent},
     {"max_reuse_distance", kAccept, kNothingSent},
     {"stage3_module_granularity_threshold", kAccept, kNothingSent},

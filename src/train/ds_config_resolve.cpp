@@ -27,6 +27,7 @@ class Resolver {
 
   Status run() {
     compute();
+    between_nodes();
     optimizer();
     scheduler();
     out_.clip = pick("gradient_clipping", file_.clip, "--clip", given_.clip, out_.clip, kDsClip);
@@ -84,13 +85,30 @@ class Resolver {
             "true} or --compute-dtype bfloat16 for bfloat16");
       }
     }
-    const std::optional<GradientType>& from_file = file_.gradient_type.value;
-    if (!from_file) return;
-    if (given_.gradient_type && *given_.gradient_type != *from_file) {
-      contradict("data_types.grad_accum_dtype", gradient_type_name(*from_file), "--gradient-dtype",
-                 gradient_type_name(*given_.gradient_type));
+    gradient_type("data_types.grad_accum_dtype", file_.gradient_type, "--gradient-dtype",
+                  given_.gradient_type, out_.gradient_type);
+  }
+
+  void gradient_type(std::string_view key, const DsSetting<GradientType>& setting,
+                     std::string_view flag, const std::optional<GradientType>& option,
+                     GradientType& out) {
+    if (!setting.value) return;
+    if (option && *option != *setting.value) {
+      contradict(key, gradient_type_name(*setting.value), flag, gradient_type_name(*option));
     }
-    out_.gradient_type = *from_file;
+    out = *setting.value;
+  }
+
+  void between_nodes() {
+    out_.prefetch_parameters =
+        pick("zero_optimization.stage3_prefetch_bucket_size", file_.prefetch_parameters,
+             "--prefetch-parameters", given_.prefetch_parameters, out_.prefetch_parameters,
+             out_.prefetch_parameters);
+    out_.live_parameters = pick("zero_optimization.stage3_max_live_parameters",
+                                file_.live_parameters, "--live-parameters", given_.live_parameters,
+                                out_.live_parameters, out_.live_parameters);
+    gradient_type("communication_data_type", file_.wire_type, "--wire-dtype", given_.wire_type,
+                  out_.wire_type);
   }
 
   void optimizer() {
@@ -305,6 +323,9 @@ EffectiveOptions with_defaults(const TrainOptions& given, int64_t world_size) {
   take(given.seed, out.seed);
   take(given.memory_limit_bytes, out.memory_limit_bytes);
   take(given.threads, out.threads);
+  take(given.prefetch_parameters, out.prefetch_parameters);
+  take(given.live_parameters, out.live_parameters);
+  take(given.wire_type, out.wire_type);
   take(given.learning_rate, out.schedule.learning_rate);
   take(given.beta1, out.beta1);
   take(given.beta2, out.beta2);

@@ -81,6 +81,10 @@ std::string metrics_line(const StepMetrics& m) {
   json["peak_rss_bytes"] = m.peak_rss_bytes;
   json["peak_pss_bytes_all_ranks"] = m.peak_pss_bytes_all_ranks;
   json["world_size"] = m.world_size;
+  if (m.wire_bytes > 0) {
+    json["wire_bytes"] = m.wire_bytes;
+    json["wire_wait_seconds"] = number(m.wire_wait_seconds);
+  }
   if (m.skipped) json["skipped"] = true;
   return json.dump();
 }

@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kMostPositions = int64_t{1} << 31;
 constexpr int64_t kMostSamples = int64_t{1} << 31;
 constexpr int64_t kMostStepPositions = int64_t{1} << 40;
+constexpr int64_t kMostParameters = int64_t{1} << 60;
 constexpr int64_t kMostSteps = int64_t{1} << 53;
 
 template <typename E>
@@ -142,6 +143,8 @@ Status check_ranges(const EffectiveOptions& o) {
               std::numeric_limits<int64_t>::max());
   check.whole("memory_limit_bytes", o.memory_limit_bytes, 0, std::numeric_limits<int64_t>::max());
   check.whole("threads", o.threads, 0, 1 << 16);
+  check.whole("prefetch_parameters", o.prefetch_parameters, 0, kMostParameters);
+  check.whole("live_parameters", o.live_parameters, 0, kMostParameters);
   check.real("learning_rate", o.schedule.learning_rate, o.schedule.learning_rate >= 0, "0 or more");
   check.real("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "0 or more and below 1");
   check.real("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "0 or more and below 1");
@@ -216,6 +219,9 @@ std::string options_json(const EffectiveOptions& o) {
   json["seed"] = o.seed;
   json["memory_limit_bytes"] = o.memory_limit_bytes;
   json["threads"] = o.threads;
+  json["prefetch_parameters"] = o.prefetch_parameters;
+  json["live_parameters"] = o.live_parameters;
+  json["wire_dtype"] = gradient_type_name(o.wire_type);
   json["forward_only"] = o.forward_only;
   json["reschedule"] = o.reschedule;
   return json.dump();

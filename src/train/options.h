@@ -47,6 +47,9 @@ struct TrainOptions {
   std::optional<int64_t> seed;
   std::optional<int64_t> memory_limit_bytes;
   std::optional<int64_t> threads;
+  std::optional<int64_t> prefetch_parameters;
+  std::optional<int64_t> live_parameters;
+  std::optional<GradientType> wire_type;
   std::optional<double> learning_rate;
   std::optional<double> beta1;
   std::optional<double> beta2;
@@ -87,6 +90,11 @@ struct EffectiveOptions {
   int64_t seed = 42;
   int64_t memory_limit_bytes = 0;  // 0: what there is
   int64_t threads = 0;             // 0: as the runtime decides
+  // Between nodes, as in DeepSpeed: parameters that are fetched ahead of use (0: none), and most that are there at a time; both in whole
+  // layers, at least one. And the type in which gradients pass (kAuto: that in which they are kept).
+  int64_t prefetch_parameters = 50'000'000;
+  int64_t live_parameters = 1'000'000'000;
+  GradientType wire_type = GradientType::kAuto;
   bool forward_only = false;
   bool reschedule = false;
 

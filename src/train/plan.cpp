@@ -61,11 +61,29 @@ std::vector<Choice> choices(const EffectiveOptions& options) {
   return all;
 }
 
+// Deals that a node sees at a time: the one in use and what is fetched ahead, as far as live parameters allow; at least one.
+int window_slots(const store::Layout& layout, const EffectiveOptions& options) {
+  const int64_t deal = layout.largest_deal();
+  const int64_t ahead = (options.prefetch_parameters + deal - 1) / deal;
+  const int64_t live = std::max<int64_t>(1, options.live_parameters / deal);
+  return static_cast<int>(std::clamp<int64_t>(1 + ahead, 1, live));
+}
+
 template <typename E>
 MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& options,
-                    const store::Layout& layout, int ranks, int threads, Choice choice) {
+                    const store::Layout& layout, const comm::Nodes& nodes, int threads,
+                    Choice choice) {
   MemoryPlan plan;
+  const int world = layout.owners();
+  int ranks = 0, largest = 0;
+  for (int node = 0; node < nodes.count(); ++node) {
+    if (nodes.local_size(node) <= ranks) continue;
+    ranks = nodes.local_size(node);
+    largest = node;
+  }
   plan.ranks = ranks;
+  plan.world = world;
+  plan.nodes = nodes.count();
   plan.threads = threads;
   plan.wave = choice.wave;
   plan.waves = (options.accumulate + choice.wave - 1) / choice.wave;
@@ -73,10 +91,22 @@ MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& op
   const bool bf16_gradients =
       sizeof(E) == 2 && options.gradient_type != GradientType::kFloat32 && plan.waves == 1;
   plan.gradient_dtype = bf16_gradients ? DType::kBF16 : DType::kF32;
-  plan.weights = layout.shared_elements() * static_cast<int64_t>(sizeof(E));
-  plan.arena = StepRunner<E>::arena_bytes(config, options, ranks, plan.wave, layout);
+  plan.wire_gradient_dtype = options.wire_type == GradientType::kAuto       ? plan.gradient_dtype
+                             : options.wire_type == GradientType::kBFloat16 ? DType::kBF16
+                                                                            : DType::kF32;
+  plan.weights =
+      store::Parameters<E>::home_elements(layout, nodes, largest) * static_cast<int64_t>(sizeof(E));
+  if (plan.nodes > 1) {
+    plan.window_slots = window_slots(layout, options);
+    plan.window = store::Window::shared_bytes(layout, sizeof(E), plan.window_slots);
+    for (int rank = 0; rank < world && !options.forward_only; ++rank) {
+      plan.exchange = std::max(plan.exchange, store::GradientExchange::bytes_needed(
+                                                  layout, nodes, rank, plan.wire_gradient_dtype));
+    }
+  }
+  plan.arena = StepRunner<E>::arena_bytes(config, options, ranks, world, plan.wave, layout);
   int64_t elements = 0;
-  for (int rank = 0; rank < ranks; ++rank)
+  for (int rank = 0; rank < world; ++rank)
     elements = std::max(elements, layout.private_elements(rank));
   if (!options.forward_only) {
     plan.low_bits = sizeof(E) == 2 ? elements * 2 : 0;
@@ -112,8 +142,22 @@ void find_limit(const EffectiveOptions& options, const std::optional<int64_t>& n
 
 }  // namespace
 
+comm::Nodes even_nodes(int world, int nodes) {
+  comm::Nodes all;
+  for (int node = 0; node < nodes; ++node) {
+    all.nodes.emplace_back();
+    const int count = world / nodes + (node < world % nodes ? 1 : 0);
+    for (int local = 0; local < count; ++local) {
+      all.nodes.back().push_back(static_cast<int>(all.ranks.size()));
+      all.ranks.push_back({node, local, {}, {}});
+    }
+  }
+  return all;
+}
+
 Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
-                             int ranks, int threads, std::optional<int64_t> node_memory_bytes) {
+                             const comm::Nodes& nodes, int threads,
+                             std::optional<int64_t> node_memory_bytes) {
   if (config.sliding_window > 0 && options.sequence_length > config.sliding_window) {
     return Error(Code::kUnsupported,
                  fmt::format("sequence length {} is longer than the model's sliding_window of {}; "
@@ -133,17 +177,18 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
         fmt::format("gradient_dtype bfloat16: needs one wave; wave {} of {} micro-batches makes {}",
                     options.wave, options.accumulate, waves));
   }
-  const store::Layout layout(config, ranks);
+  const store::Layout layout(config, static_cast<int>(nodes.ranks.size()));
   const std::vector<Choice> all = choices(options);
   std::optional<MemoryPlan> least;  // what is refused is the smallest that there is
   for (const bool easy : {true, false}) {
     for (const Choice& choice : all) {
       MemoryPlan plan = bf16_compute
-                            ? plan_for<bf16>(config, options, layout, ranks, threads, choice)
-                            : plan_for<float>(config, options, layout, ranks, threads, choice);
+                            ? plan_for<bf16>(config, options, layout, nodes, threads, choice)
+                            : plan_for<float>(config, options, layout, nodes, threads, choice);
       find_limit(options, node_memory_bytes, &plan);
-      const int64_t activations = plan.arena + ranks * plan.kept;
-      const int64_t state = plan.weights + ranks * (plan.low_bits + plan.moments + plan.gradients);
+      const int64_t activations = plan.arena + plan.ranks * plan.kept;
+      const int64_t state =
+          plan.weights + plan.ranks * (plan.low_bits + plan.moments + plan.gradients);
       const bool small = activations <= std::max(kEasyActivations, state / 4);
       if (plan.peak_bytes_per_node() <= plan.limit_bytes && (small || !easy)) return plan;
       if (!least || plan.peak_bytes_per_node() < least->peak_bytes_per_node()) least = plan;
@@ -168,14 +213,15 @@ std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& 
                       const MemoryPlan& plan, const std::vector<std::string>& notes) {
   Json json;
   json["parameters"] = model::parameter_count(config);
-  json["ranks"] = plan.ranks;
+  json["ranks"] = plan.world;
+  json["nodes"] = plan.nodes;
   json["threads"] = plan.threads;
   json["compute_dtype"] = compute_type_name(options.compute_type);
   json["gradient_dtype"] = plan.gradient_dtype == DType::kBF16 ? "bfloat16" : "float32";
   json["sequence_length"] = options.sequence_length;
   json["micro_batch"] = options.micro_batch;
   json["accumulate"] = options.accumulate;
-  json["global_batch"] = options.micro_batch * options.accumulate * plan.ranks;
+  json["global_batch"] = options.micro_batch * options.accumulate * plan.world;
   json["wave"] = plan.wave;
   json["waves"] = plan.waves;
   json["keep"] = keep_text(plan.keep);
@@ -188,10 +234,12 @@ std::string plan_json(const model::ModelConfig& config, const EffectiveOptions& 
     parts.push_back(std::move(entry));
   };
   part("weights", true, plan.weights);
+  if (plan.nodes > 1) part("window of weights", true, plan.window);
   part("arena of a step", true, plan.arena);
   part("low bits of master weights", false, plan.low_bits);
   part("moments", false, plan.moments);
   part("gradients", false, plan.gradients);
+  if (plan.nodes > 1) part("gradients between nodes", false, plan.exchange);
   part("kept activations", false, plan.kept);
   part("scratch", false, plan.scratch);
   part("process", false, plan.overhead);

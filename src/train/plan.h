@@ -8,6 +8,7 @@
 
 #include "base/dtype.h"
 #include "base/result.h"
+#include "comm/nodes.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "store/layout.h"
@@ -16,27 +17,33 @@
 namespace amxt::train {
 
 struct MemoryPlan {
-  int ranks = 1;
+  int ranks = 1;  // of the node that needs most
+  int world = 1;
+  int nodes = 1;
   int threads = 1;
   int64_t wave = 1;   // micro-batches that pass a layer together
   int64_t waves = 1;  // of a step
   model::Keep keep = model::Keep::kInputs;
   DType gradient_dtype = DType::kF32;
+  DType wire_gradient_dtype = DType::kF32;  // between nodes
+  int window_slots = 0;                     // deals of weights at a time; 0 on one node
 
   // Bytes. Shared: of the node, once. Private: of the rank that needs most.
-  int64_t weights = 0;  // shared
+  int64_t weights = 0;  // shared: of all rows on one node, of the node's own on several
+  int64_t window = 0;   // shared: deals of weights of all nodes
   int64_t arena = 0;    // shared: pairs (X, dY) of a wave of all ranks
   int64_t low_bits = 0;
   int64_t moments = 0;
   int64_t gradients = 0;
+  int64_t exchange = 0;  // parts of gradients on their way between nodes
   int64_t kept = 0;      // layer inputs and what else is kept
   int64_t scratch = 0;   // kernels, head, optimizer
   int64_t overhead = 0;  // process, libraries, JIT code: measured once, see docs/memory.md
 
   int64_t private_bytes() const {
-    return low_bits + moments + gradients + kept + scratch + overhead;
+    return low_bits + moments + gradients + exchange + kept + scratch + overhead;
   }
-  int64_t shared_bytes() const { return weights + arena; }
+  int64_t shared_bytes() const { return weights + window + arena; }
   int64_t peak_bytes_per_rank() const {
     return private_bytes() + shared_bytes() / ranks;
   }  // proportional
@@ -47,10 +54,18 @@ struct MemoryPlan {
   std::string limit_name;
 };
 
+// How a job's ranks lie on its nodes, where only numbers matter: as evenly as it goes, the first nodes have one more.
+comm::Nodes even_nodes(int world, int nodes);
+
 // Chooses and adds up, for this machine or for one with `node_memory_bytes`. Never fails for lack of memory: the smallest choice is returned, and fits() says that it does not fit.
 Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
-                             int ranks, int threads,
+                             const comm::Nodes& nodes, int threads,
                              std::optional<int64_t> node_memory_bytes = std::nullopt);
+inline Result<MemoryPlan> make_plan(const model::ModelConfig& config,
+                                    const EffectiveOptions& options, int ranks, int threads,
+                                    std::optional<int64_t> node_memory_bytes = std::nullopt) {
+  return make_plan(config, options, even_nodes(ranks, 1), threads, node_memory_bytes);
+}
 
 // kLimit with the numbers: "the job needs 96.3 GiB (2 ranks), the machine has 22.1 GiB available: ...".
 Status fits(const MemoryPlan& plan);

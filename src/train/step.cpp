@@ -59,6 +59,11 @@ int64_t gradient_block_bytes(int64_t widest) {
   return std::max(kGradientBlockBytes, store::kPanelRows * widest * 4);
 }
 
+// Rows of the embedding that the tokens of a node can need.
+int64_t embedding_rows(const model::ModelConfig& c, int64_t tokens) {
+  return std::min(c.vocab_size, tokens);
+}
+
 struct ProcessMemory {
   int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
 };
@@ -88,19 +93,26 @@ ProcessMemory process_memory() {
 
 template <typename E>
 int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config,
-                                   const EffectiveOptions& options, int ranks, int64_t wave,
-                                   const store::Layout& layout) {
+                                   const EffectiveOptions& options, int ranks, int world,
+                                   int64_t wave, const store::Layout& layout) {
   const int64_t rows = options.micro_batch * options.sequence_length, slots = ranks * wave;
   Carver carver(nullptr);
   carver.take<std::byte>(StepControl::shared_bytes(ranks));
-  carver.take<Mailbox>(ranks);
-  carver.take<double>(options.accumulate * ranks);
-  carver.take<double>(options.accumulate * ranks);
+  carver.take<std::byte>(world * record_bytes(options));
   carver.take<double>(layout.panels());
-  carver.take<int32_t>(slots * rows);
+  carver.take<int32_t>(world * (1 + wave * rows));
   carver.take<float>(slots * slot_floats_of(config));
   carver.take<E>(slots * rows * slot_elements_per_row(config));
+  if (world > ranks) {
+    carver.take<double>(layout.panels());
+    carver.take<E>(embedding_rows(config, slots * rows) * config.hidden_size);
+  }
   return carver.used();
+}
+
+template <typename E>
+int64_t StepRunner<E>::record_bytes(const EffectiveOptions& options) {
+  return aligned(static_cast<int64_t>(sizeof(Mailbox)) + 2 * options.accumulate * 8);
 }
 
 template <typename E>
@@ -116,6 +128,7 @@ int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const Effect
   carver.take<float>(wave * rows * config.hidden_size);
   carver.take<float>(4 * wave * rows);
   carver.take<float>(options.accumulate * rows);
+  carver.take<E>(config.hidden_size);
   if (config.tie_word_embeddings && wave < options.accumulate)
     carver.take<E>(options.accumulate * rows * config.hidden_size);
   return carver.used();
@@ -148,11 +161,12 @@ Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts& parts,
       std::max({config.hidden_size, config.intermediate_size, config.query_size()});
   AMXT_ASSIGN(runner->work_,
               Buffer::allocate(gradient_block_bytes(widest), "a block of a weight's gradient"));
-  AMXT_ASSIGN(runner->shared_,
-              parts.group->share("the arena of a step",
-                                 arena_bytes(config, options, runner->ranks(), wave, *parts.layout),
-                                 deadline));
+  AMXT_ASSIGN(runner->shared_, parts.group->share("the arena of a step",
+                                                  arena_bytes(config, options, runner->ranks(),
+                                                              runner->world(), wave, *parts.layout),
+                                                  deadline));
   AMXT_TRY(runner->carve());
+  if (runner->has_nodes()) AMXT_TRY(runner->join_nodes(deadline));
   return runner;
 }
 
@@ -164,15 +178,19 @@ Status StepRunner<E>::carve() {
   Carver shared(shared_.data());
   control_ = std::make_unique<StepControl>(
       shared.template take<std::byte>(StepControl::shared_bytes(ranks())), p_.group);
-  mailbox_ = shared.template take<Mailbox>(ranks());
-  losses_ = shared.template take<double>(accumulate * ranks());
-  weights_ = shared.template take<double>(accumulate * ranks());
+  record_stride_ = record_bytes(*p_.options);
+  records_ = shared.template take<std::byte>(world() * record_stride_);
   squares_ = shared.template take<double>(p_.layout->panels());
-  tokens_ = shared.template take<int32_t>(slots * rows);
+  token_stride_ = 1 + wave * rows;
+  tokens_ = shared.template take<int32_t>(world() * token_stride_);
   slot_float_count_ = slot_floats_of(config);
   floats_ = shared.template take<float>(slots * slot_float_count_);
   slot_elements_ = rows * slot_elements_per_row(config);
   arena_ = shared.template take<E>(slots * slot_elements_);
+  if (has_nodes()) {
+    packed_ = shared.template take<double>(p_.layout->panels());
+    embedding_ = shared.template take<E>(embedding_rows(config, slots * rows) * config.hidden_size);
+  }
 
   kept_size_ = model::kept_size(config, p_.plan->keep);
   Carver kept(kept_.data());
@@ -183,6 +201,7 @@ Status StepRunner<E>::carve() {
   dnormed_ = kept.template take<float>(wave * rows * config.hidden_size);
   loss_rows_ = kept.template take<float>(4 * wave * rows);
   scale_ = kept.template take<float>(accumulate * rows);
+  norm_ = kept.template take<E>(config.hidden_size);
   if (defers_embedding()) deferred_ = kept.template take<E>(accumulate * rows * config.hidden_size);
   block_ = work_.template as<float>();
   embedding_rows_.reserve(static_cast<size_t>(slots * rows));
@@ -190,18 +209,13 @@ Status StepRunner<E>::carve() {
 }
 
 template <typename E>
-E* StepRunner<E>::slot(int rank, int64_t index) const {
-  return arena_ + (rank * p_.plan->wave + index) * slot_elements_;
+E* StepRunner<E>::slot(int local_rank, int64_t index) const {
+  return arena_ + (local_rank * p_.plan->wave + index) * slot_elements_;
 }
 
 template <typename E>
-float* StepRunner<E>::slot_floats(int rank, int64_t index) const {
-  return floats_ + (rank * p_.plan->wave + index) * slot_float_count_;
-}
-
-template <typename E>
-int32_t* StepRunner<E>::slot_tokens(int rank, int64_t index) const {
-  return tokens_ + (rank * p_.plan->wave + index) * micro_rows();
+float* StepRunner<E>::slot_floats(int local_rank, int64_t index) const {
+  return floats_ + (local_rank * p_.plan->wave + index) * slot_float_count_;
 }
 
 template <typename E>
@@ -268,37 +282,38 @@ Status StepRunner<E>::check_batch(const Batch& batch, bool whole) const {
 // Loss weights per micro-batch, and what the metrics count.
 template <typename E>
 void StepRunner<E>::publish_counts(const Batch& batch) {
-  const int rank = p_.group->local_rank();
-  Mailbox& box = mailbox_[rank];
-  box = {};
-  box.tokens = batch.tokens;
-  box.bad_micro_batch = box.bad_layer = box.bad_tensor = -1;
-  box.micro_rows = p_.options->micro_batch * batch.sequence;
+  Mailbox& own = box(me());
+  own = {};
+  own.tokens = batch.tokens;
+  own.bad_micro_batch = own.bad_layer = own.bad_tensor = -1;
+  own.micro_rows = p_.options->micro_batch * batch.sequence;
+  own.micro_batches = micro_batches(batch);
   for (int64_t a = 0; a < p_.options->accumulate; ++a) {
-    double weight = 0;
+    double sum = 0;
     if (a < micro_batches(batch)) {
       const model::Rows r = rows(batch, a);
       const float* from = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
       for (int64_t i = 0; i < r.count(); ++i) {
-        weight += from[i];
-        box.counted += from[i] != 0;
+        sum += from[i];
+        own.counted += from[i] != 0;
       }
     }
-    weights_[order(a, rank)] = weight;
-    losses_[order(a, rank)] = 0;
+    weight(me(), a) = sum;
+    loss(me(), a) = 0;
   }
 }
 
 // d(objective) / d(loss of a row).
 template <typename E>
 void StepRunner<E>::set_scales(const Batch& batch) {
-  const int64_t all = p_.options->accumulate * ranks();
+  const int64_t all = p_.options->accumulate * world();
   double total = 0;
-  for (int64_t k = 0; k < all; ++k) total += weights_[k];
+  for (int64_t a = 0; a < p_.options->accumulate; ++a) {
+    for (int rank = 0; rank < world(); ++rank) total += weight(rank, a);
+  }
   for (int64_t a = 0; a < micro_batches(batch); ++a) {
     const bool by_tokens = p_.options->loss_average == LossAverage::kTokens;
-    const double divisor =
-        by_tokens ? total : weights_[order(a, p_.group->local_rank())] * static_cast<double>(all);
+    const double divisor = by_tokens ? total : weight(me(), a) * static_cast<double>(all);
     const float factor = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0f;
     const int64_t first = a * p_.options->micro_batch * batch.sequence, n = rows(batch, a).count();
     for (int64_t i = 0; i < n; ++i)
@@ -307,61 +322,78 @@ void StepRunner<E>::set_scales(const Batch& batch) {
 }
 
 template <typename E>
-Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep) {
+void StepRunner<E>::embed(const Batch& batch, int64_t first, int64_t count) {
+  int64_t done = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const model::Rows r = rows(batch, first + i);
-    const int32_t* token =
-        batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
-    head_->embed(r.count(), token, p_.parameters->tensor(p_.layout->embedding()), input(0, i));
+    const int64_t n = rows(batch, first + i).count();
+    if (has_nodes()) {
+      head_->embed(n, places_.data() + done, embedding_, input(0, i));
+    } else {
+      const int32_t* token =
+          batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
+      head_->embed(n, token, p_.parameters->tensor(p_.layout->embedding()), input(0, i));
+    }
+    done += n;
   }
+}
+
+template <typename E>
+Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t count, bool keep) {
+  embed(batch, first, count);
   for (int64_t layer = 0; layer < p_.config->layers; ++layer) {
-    AMXT_TRY(control_->poll());
-    const model::LayerWeights<E> weights = p_.parameters->acquire(layer);
+    AMXT_TRY(poll());
+    const int64_t deal = p_.layout->layer_deal(layer);
+    AMXT_ASSIGN(const E* const there, p_.parameters->acquire(deal, [this] { return poll(); }));
+    const model::LayerWeights<E> weights = p_.parameters->layer_weights(layer, there);
     for (int64_t i = 0; i < count; ++i) {
       const model::Rows r = rows(batch, first + i);
       const model::Kept<E> kept_here = keep ? kept(layer, i, r.count()) : model::Kept<E>{};
       AMXT_TRY(decoder_->forward(weights, r, input(layer, i), input(layer + 1, i), kept_here));
     }
-    p_.parameters->release(layer);
+    p_.parameters->release(deal);
   }
+  AMXT_ASSIGN(const E* const norm,
+              p_.parameters->acquire(p_.layout->norm_deal(), [this] { return poll(); }));
+  std::copy_n(norm, p_.config->hidden_size, norm_);
+  p_.parameters->release(p_.layout->norm_deal());
   return {};
 }
 
 template <typename E>
 Status StepRunner<E>::head_forward(const Batch& batch, int64_t first, int64_t count) {
-  const int rank = p_.group->local_rank();
-  const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size;
-  const E* norm = p_.parameters->tensor(p_.layout->find(Role::kFinalNorm, p_.config->layers));
-  const E* head = p_.parameters->tensor(p_.layout->head());
+  const int64_t V = p_.config->vocab_size;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
-    head_->normalise(n, input(p_.config->layers, i), norm, slot(rank, i));
+    head_->normalise(n, input(p_.config->layers, i), norm_, slot(local_me(), i));
     head_->begin(n, loss_rows(batch, first + i, i));
   }
-  for (int64_t row = 0; row < V; row += model::kVocabularyBlock) {
-    AMXT_TRY(control_->poll());
+  for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
+    AMXT_TRY(poll());
+    const int64_t row = block * model::kVocabularyBlock, deal = p_.layout->head_deal(block);
+    AMXT_ASSIGN(const E* const head, p_.parameters->acquire(deal, [this] { return poll(); }));
     for (int64_t i = 0; i < count; ++i) {
-      AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(rank, i), head + row * D,
-                                    row, std::min(model::kVocabularyBlock, V - row),
+      AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(local_me(), i), head, row,
+                                    std::min(model::kVocabularyBlock, V - row),
                                     loss_rows(batch, first + i, i)));
     }
+    p_.parameters->release(deal);
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t a = first + i, n = rows(batch, a).count();
-    const model::LossRows loss = loss_rows(batch, a, i);
-    head_->finish(n, loss);
-    const float* weight = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
+    const model::LossRows of = loss_rows(batch, a, i);
+    head_->finish(n, of);
+    const float* counts = batch.weight.data() + a * p_.options->micro_batch * batch.sequence;
     double sum = 0;
     for (int64_t row = 0; row < n; ++row) {
-      if (weight[row] != 0)
-        sum += static_cast<double>(weight[row]) *
-               (static_cast<double>(loss.lse[row]) - static_cast<double>(loss.target_logit[row]));
+      if (counts[row] != 0)
+        sum += static_cast<double>(counts[row]) *
+               (static_cast<double>(of.lse[row]) - static_cast<double>(of.target_logit[row]));
     }
-    losses_[order(a, rank)] = sum;
-    Mailbox& box = mailbox_[rank];
-    if (!std::isfinite(sum) && box.bad_micro_batch < 0) {
-      box.bad_micro_batch = a;
-      box.bad_layer = find_bad_layer(i);
+    loss(me(), a) = sum;
+    Mailbox& own = box(me());
+    if (!std::isfinite(sum) && own.bad_micro_batch < 0) {
+      own.bad_micro_batch = a;
+      own.bad_layer = find_bad_layer(i);
     }
   }
   return {};
@@ -383,35 +415,34 @@ int64_t StepRunner<E>::find_bad_layer(int64_t index) const {
 template <typename E>
 Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t count,
                                     bool first_wave) {
-  const int rank = p_.group->local_rank();
+  const int rank = local_me();
   const int64_t D = p_.config->hidden_size, V = p_.config->vocab_size,
                 width = vocabulary_width(*p_.config);
-  const E* head = p_.parameters->tensor(p_.layout->head());
   const auto normed = [&](int r, int64_t i) -> const E* { return slot(r, i); };
   const auto dlogits = [&](int r, int64_t i) -> const E* {
-    return slot(r, i) + mailbox_[r].micro_rows * D;
+    return slot(r, i) + local_box(r).micro_rows * D;
   };
   for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
-    const int64_t row = block * model::kVocabularyBlock,
+    const int64_t row = block * model::kVocabularyBlock, deal = p_.layout->head_deal(block),
                   n_rows = std::min(model::kVocabularyBlock, V - row);
+    AMXT_ASSIGN(const E* const head, p_.parameters->acquire(deal, [this] { return poll(); }));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t a = first + i, n = rows(batch, a).count();
-      AMXT_TRY(head_->backward_block(n, slot(rank, i), head + row * D, row, n_rows,
-                                     loss_rows(batch, a, i), scale_ + a * micro_rows(),
-                                     slot(rank, i) + n * D, width, dnormed_ + i * micro_rows() * D,
-                                     block == 0));
+      AMXT_TRY(head_->backward_block(n, slot(rank, i), head, row, n_rows, loss_rows(batch, a, i),
+                                     scale_ + a * micro_rows(), slot(rank, i) + n * D, width,
+                                     dnormed_ + i * micro_rows() * D, block == 0));
     }
+    p_.parameters->release(deal);
     AMXT_TRY(control_->barrier());
-    for (const store::OwnedRange& range : p_.layout->ranges(rank, p_.layout->head_deal(block))) {
-      AMXT_TRY(
-          matrix_gradient(range, count, first_wave, normed, dlogits, width, range.row_begin - row));
-    }
+    AMXT_TRY(deal_gradient(
+        deal, first_wave, [&](const store::OwnedRange& range, const GradientRows& to) {
+          return matrix_gradient(range, to, count, normed, dlogits, width, range.row_begin - row);
+        }));
     AMXT_TRY(control_->barrier());
   }
-  const E* norm = p_.parameters->tensor(p_.layout->find(Role::kFinalNorm, p_.config->layers));
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
-    head_->norm_backward(n, input(p_.config->layers, i), norm, dnormed_ + i * micro_rows() * D,
+    head_->norm_backward(n, input(p_.config->layers, i), norm_, dnormed_ + i * micro_rows() * D,
                          gradient_ + i * micro_rows() * D,
                          slot_floats(rank, i) + model::layer_gradients_floats(*p_.config));
   }
@@ -421,49 +452,74 @@ Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t c
 template <typename E>
 Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t count,
                                       bool first_wave) {
-  const int rank = p_.group->local_rank();
   const int64_t D = p_.config->hidden_size;
   for (int64_t layer = p_.config->layers - 1; layer >= 0; --layer) {
-    const model::LayerWeights<E> weights = p_.parameters->acquire(layer);
+    const int64_t deal = p_.layout->layer_deal(layer);
+    AMXT_ASSIGN(const E* const there, p_.parameters->acquire(deal, [this] { return poll(); }));
+    const model::LayerWeights<E> weights = p_.parameters->layer_weights(layer, there);
     for (int64_t i = 0; i < count; ++i) {
-      AMXT_TRY(control_->poll());
+      AMXT_TRY(poll());
       const model::Rows r = rows(batch, first + i);
-      AMXT_TRY(decoder_->backward(weights, r, input(layer, i), kept(layer, i, r.count()),
-                                  gradient_ + i * micro_rows() * D,
-                                  model::place_layer_gradients(*p_.config, r.count(), slot(rank, i),
-                                                               slot_floats(rank, i))));
+      AMXT_TRY(decoder_->backward(
+          weights, r, input(layer, i), kept(layer, i, r.count()), gradient_ + i * micro_rows() * D,
+          model::place_layer_gradients(*p_.config, r.count(), slot(local_me(), i),
+                                       slot_floats(local_me(), i))));
     }
-    p_.parameters->release(layer);
+    p_.parameters->release(deal);
     AMXT_TRY(control_->barrier());
-    AMXT_TRY(layer_weight_gradients(layer, count, first_wave));
+    AMXT_TRY(deal_gradient(deal, first_wave,
+                           [&](const store::OwnedRange& range, const GradientRows& to) {
+                             return layer_part(range, to, count);
+                           }));
+    if (layer == p_.config->layers - 1) {
+      AMXT_TRY(deal_gradient(p_.layout->norm_deal(), first_wave,
+                             [&](const store::OwnedRange& range, const GradientRows& to) {
+                               return norm_part(range, to, count);
+                             }));
+    }
     AMXT_TRY(control_->barrier());
   }
   return {};
 }
 
 template <typename E>
-Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t count,
-                                      bool first_wave, Locator x, Locator dy, int64_t lddy,
+Status StepRunner<E>::deal_gradient(int64_t deal, bool first_wave, Compute compute) {
+  if (has_nodes()) return deal_parts(deal, first_wave, compute);
+  for (const store::OwnedRange& range : p_.layout->ranges(me(), deal)) {
+    GradientRows to;
+    to.add = !first_wave;
+    if (p_.parameters->gradients_are_bf16()) {
+      to.as_bf16 = p_.parameters->gradient_bf16(range);
+    } else {
+      to.as_float = p_.parameters->gradient_float(range);
+    }
+    AMXT_TRY(compute(range, to));
+  }
+  return {};
+}
+
+template <typename E>
+Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const GradientRows& to,
+                                      int64_t count, Locator x, Locator dy, int64_t lddy,
                                       int64_t first_column) {
   const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
-  const bool as_bf16 = p_.parameters->gradients_are_bf16();
   const int64_t block_rows = gradient_block_rows(K);
   for (int64_t row = 0; row < range.rows(); row += block_rows) {
     const int64_t n = std::min(block_rows, range.rows() - row);
-    float* to = as_bf16 ? block_ : p_.parameters->gradient_float(range) + row * K;
-    bool add = !first_wave;
+    float* const sum = to.as_float == nullptr ? block_ : to.as_float + row * K;
+    bool add = to.add;
     for (int64_t i = 0; i < count; ++i) {
       for (int rank = 0; rank < ranks(); ++rank) {
-        AMXT_TRY(p_.gemm->grad_weight(mailbox_[rank].micro_rows, n, K,
-                                      dy(rank, i) + first_column + row, lddy, x(rank, i), K, to, K,
+        AMXT_TRY(p_.gemm->grad_weight(local_box(rank).micro_rows, n, K,
+                                      dy(rank, i) + first_column + row, lddy, x(rank, i), K, sum, K,
                                       add));
         add = true;
       }
     }
-    if (as_bf16) {
-      bf16* kept = p_.parameters->gradient_bf16(range) + row * K;
+    if (to.as_float == nullptr) {
+      bf16* rounded = to.as_bf16 + row * K;
       p_.pool->run_blocks(n * K, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
-        kernels::convert(p_.isa, end - begin, block_ + begin, kept + begin);
+        kernels::convert(p_.isa, end - begin, block_ + begin, rounded + begin);
       });
     }
   }
@@ -471,26 +527,25 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, int64_t co
 }
 
 template <typename E>
-void StepRunner<E>::vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave,
-                                    FunctionRef<void(int, int64_t, float*)> add) {
+void StepRunner<E>::vector_gradient(const store::OwnedRange& range, const GradientRows& to,
+                                    int64_t count, FunctionRef<void(int, int64_t, float*)> add) {
   const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
-  const bool as_bf16 = p_.parameters->gradients_are_bf16();
-  float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range);
-  if (first_wave) std::fill_n(sum, n, 0.0f);
+  float* const sum = to.as_float == nullptr ? block_ : to.as_float;
+  if (!to.add) std::fill_n(sum, n, 0.0f);
   for (int64_t i = 0; i < count; ++i) {
     for (int rank = 0; rank < ranks(); ++rank) add(rank, i, sum);
   }
-  if (as_bf16) kernels::convert(p_.isa, n, sum, p_.parameters->gradient_bf16(range));
+  if (to.as_float == nullptr) kernels::convert(p_.isa, n, sum, to.as_bf16);
 }
 
 template <typename E>
-Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool first_wave) {
+Status StepRunner<E>::layer_part(const store::OwnedRange& range, const GradientRows& to,
+                                 int64_t count) {
   const model::ModelConfig& c = *p_.config;
-  const int me = p_.group->local_rank();
   const int64_t D = c.hidden_size, Q = c.query_size(), KV = c.kv_size(), I = c.intermediate_size,
                 W = Q + 2 * KV;
   const auto pairs = [&](int rank, int64_t i) {
-    return model::place_layer_gradients(c, mailbox_[rank].micro_rows, slot(rank, i),
+    return model::place_layer_gradients(c, local_box(rank).micro_rows, slot(rank, i),
                                         slot_floats(rank, i));
   };
   const auto normed = [&](int r, int64_t i) -> const E* { return pairs(r, i).normed; };
@@ -502,92 +557,104 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
   const auto activated = [&](int r, int64_t i) -> const E* { return pairs(r, i).activated; };
   const auto dout = [&](int r, int64_t i) -> const E* { return pairs(r, i).dout; };
   // Gradient of a bias: the column sums of dY.
-  const auto bias = [&](const store::OwnedRange& range, Locator dy, int64_t ld, int64_t column) {
-    const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
-    vector_gradient(range, count, first_wave, [&](int rank, int64_t i, float* sum) {
-      kernels::sum_rows(p_.isa, mailbox_[rank].micro_rows, n, dy(rank, i) + column, ld, sum);
+  const int64_t columns = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+  const auto bias = [&](Locator dy, int64_t ld, int64_t column) -> Status {
+    vector_gradient(range, to, count, [&](int rank, int64_t i, float* sum) {
+      kernels::sum_rows(p_.isa, local_box(rank).micro_rows, columns, dy(rank, i) + column, ld, sum);
     });
+    return {};
   };
-  const auto norm = [&](const store::OwnedRange& range,
-                        FunctionRef<const float*(int, int64_t)> partial) {
-    const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
-    vector_gradient(range, count, first_wave, [&](int rank, int64_t i, float* sum) {
-      kernels::accumulate(p_.isa, n, partial(rank, i), sum);
+  const auto norm = [&](FunctionRef<const float*(int, int64_t)> partial) -> Status {
+    vector_gradient(range, to, count, [&](int rank, int64_t i, float* sum) {
+      kernels::accumulate(p_.isa, columns, partial(rank, i), sum);
     });
+    return {};
   };
-  for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->layer_deal(layer))) {
-    AMXT_TRY(control_->poll());
-    switch (p_.layout->specs()[static_cast<size_t>(range.tensor)].role) {
-      case Role::kQuery:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, range.row_begin));
-        break;
-      case Role::kKey:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + range.row_begin));
-        break;
-      case Role::kValue:
-        AMXT_TRY(
-            matrix_gradient(range, count, first_wave, normed, dqkv, W, Q + KV + range.row_begin));
-        break;
-      case Role::kOutput:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, attention, dmiddle, D, range.row_begin));
-        break;
-      case Role::kGate:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I,
-                                 range.row_begin));
-        break;
-      case Role::kUp:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, normed_post, dgate_up, 2 * I,
-                                 I + range.row_begin));
-        break;
-      case Role::kDown:
-        AMXT_TRY(matrix_gradient(range, count, first_wave, activated, dout, D, range.row_begin));
-        break;
-      case Role::kQueryBias:
-        bias(range, dqkv, W, 0);
-        break;
-      case Role::kKeyBias:
-        bias(range, dqkv, W, Q);
-        break;
-      case Role::kValueBias:
-        bias(range, dqkv, W, Q + KV);
-        break;
-      case Role::kOutputBias:
-        bias(range, dmiddle, D, 0);
-        break;
-      case Role::kGateBias:
-        bias(range, dgate_up, 2 * I, 0);
-        break;
-      case Role::kUpBias:
-        bias(range, dgate_up, 2 * I, I);
-        break;
-      case Role::kDownBias:
-        bias(range, dout, D, 0);
-        break;
-      case Role::kInputNorm:
-        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dinput_norm; });
-        break;
-      case Role::kPostNorm:
-        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dpost_norm; });
-        break;
-      case Role::kQueryNorm:
-        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dquery_norm; });
-        break;
-      case Role::kKeyNorm:
-        norm(range, [&](int r, int64_t i) -> const float* { return pairs(r, i).dkey_norm; });
-        break;
-      default:
-        return Error(Code::kInternal,
-                     fmt::format("tensor {} is not a layer's",
-                                 p_.layout->specs()[static_cast<size_t>(range.tensor)].name));
+  const auto matrix = [&](Locator x, Locator dy, int64_t ld, int64_t column) -> Status {
+    return matrix_gradient(range, to, count, x, dy, ld, column + range.row_begin);
+  };
+  AMXT_TRY(poll());
+  switch (p_.layout->specs()[static_cast<size_t>(range.tensor)].role) {
+    case Role::kQuery:
+      return matrix(normed, dqkv, W, 0);
+    case Role::kKey:
+      return matrix(normed, dqkv, W, Q);
+    case Role::kValue:
+      return matrix(normed, dqkv, W, Q + KV);
+    case Role::kOutput:
+      return matrix(attention, dmiddle, D, 0);
+    case Role::kGate:
+      return matrix(normed_post, dgate_up, 2 * I, 0);
+    case Role::kUp:
+      return matrix(normed_post, dgate_up, 2 * I, I);
+    case Role::kDown:
+      return matrix(activated, dout, D, 0);
+    case Role::kQueryBias:
+      return bias(dqkv, W, 0);
+    case Role::kKeyBias:
+      return bias(dqkv, W, Q);
+    case Role::kValueBias:
+      return bias(dqkv, W, Q + KV);
+    case Role::kOutputBias:
+      return bias(dmiddle, D, 0);
+    case Role::kGateBias:
+      return bias(dgate_up, 2 * I, 0);
+    case Role::kUpBias:
+      return bias(dgate_up, 2 * I, I);
+    case Role::kDownBias:
+      return bias(dout, D, 0);
+    case Role::kInputNorm:
+      return norm([&](int r, int64_t i) -> const float* { return pairs(r, i).dinput_norm; });
+    case Role::kPostNorm:
+      return norm([&](int r, int64_t i) -> const float* { return pairs(r, i).dpost_norm; });
+    case Role::kQueryNorm:
+      return norm([&](int r, int64_t i) -> const float* { return pairs(r, i).dquery_norm; });
+    case Role::kKeyNorm:
+      return norm([&](int r, int64_t i) -> const float* { return pairs(r, i).dkey_norm; });
+    default:
+      return Error(Code::kInternal,
+                   fmt::format("tensor {} is not a layer's",
+                               p_.layout->specs()[static_cast<size_t>(range.tensor)].name));
+  }
+}
+
+template <typename E>
+Status StepRunner<E>::norm_part(const store::OwnedRange& range, const GradientRows& to,
+                                int64_t count) {
+  vector_gradient(range, to, count, [&](int rank, int64_t i, float* sum) {
+    kernels::accumulate(p_.isa, p_.config->hidden_size,
+                        slot_floats(rank, i) + model::layer_gradients_floats(*p_.config), sum);
+  });
+  return {};
+}
+
+// Counts places over the node's micro-batches of the wave, in order of k: the row of the embedding's gradient at one.
+template <typename E>
+const E* StepRunner<E>::source_of(uint64_t place, int64_t count) const {
+  auto left = static_cast<int64_t>(place);
+  for (int64_t i = 0; i < count; ++i) {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      const int64_t n = local_box(rank).micro_rows;
+      if (left < n) return slot(rank, i) + left * p_.config->hidden_size;
+      left -= n;
     }
   }
-  if (layer == p_.config->layers - 1) {
-    for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->norm_deal())) {
-      norm(range, [&](int r, int64_t i) -> const float* {
-        return slot_floats(r, i) + model::layer_gradients_floats(c);
-      });
-    }
+  return nullptr;
+}
+
+// The tokens of the wave, of all ranks: those of the node, and of every other node.
+template <typename E>
+Status StepRunner<E>::gather_tokens(const Batch& batch, int64_t first, int64_t count) {
+  int32_t* to = tokens_of(me());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t n = rows(batch, first + i).count();
+    to = std::copy_n(batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence, n,
+                     to);
   }
+  token_count(me()) = static_cast<int32_t>(to - tokens_of(me()));
+  if (has_nodes()) AMXT_TRY(exchange_tokens());
+  AMXT_TRY(control_->barrier());
+  if (has_nodes()) find_needed();
   return {};
 }
 
@@ -595,21 +662,26 @@ Status StepRunner<E>::layer_weight_gradients(int64_t layer, int64_t count, bool 
 template <typename E>
 Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count,
                                          bool first_wave, const E* gradient) {
-  const int me = p_.group->local_rank();
   const int64_t D = p_.config->hidden_size;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
-    std::memcpy(slot_tokens(me, i),
-                batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence,
-                static_cast<size_t>(n) * 4);
-    std::memcpy(slot(me, i), gradient + i * micro_rows() * D,
+    std::memcpy(slot(local_me(), i), gradient + i * micro_rows() * D,
                 static_cast<size_t>(n * D) * sizeof(E));
   }
-  AMXT_TRY(control_->barrier());
+  if (!has_nodes() || defers_embedding()) {
+    AMXT_TRY(gather_tokens(batch, first, count));
+  } else {
+    AMXT_TRY(control_->barrier());
+  }
+  if (has_nodes()) {
+    AMXT_TRY(embedding_parts(count, first_wave));
+    return control_->barrier();
+  }
   const bool as_bf16 = p_.parameters->gradients_are_bf16();
   const bool add_to_head = p_.layout->tied();
   for (int64_t block = 0; block < p_.layout->vocabulary_blocks(); ++block) {
-    for (const store::OwnedRange& range : p_.layout->ranges(me, p_.layout->embedding_deal(block))) {
+    for (const store::OwnedRange& range :
+         p_.layout->ranges(me(), p_.layout->embedding_deal(block))) {
       if (first_wave && !add_to_head) {
         if (as_bf16) {
           std::fill_n(p_.parameters->gradient_bf16(range), range.rows() * D, bf16{0});
@@ -621,8 +693,9 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
       uint64_t place = 0;
       for (int64_t i = 0; i < count; ++i) {
         for (int rank = 0; rank < ranks(); ++rank) {
-          const int32_t* token = slot_tokens(rank, i);
-          for (int64_t t = 0; t < mailbox_[rank].micro_rows; ++t, ++place) {
+          const int64_t n = local_box(rank).micro_rows;
+          const int32_t* token = tokens_of(rank_of(rank)) + i * n;
+          for (int64_t t = 0; t < n; ++t, ++place) {
             if (token[t] < range.row_begin || token[t] >= range.row_end) continue;
             embedding_rows_.push_back(static_cast<uint64_t>(token[t] - range.row_begin) << 32 |
                                       place);
@@ -630,17 +703,6 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
         }
       }
       std::sort(embedding_rows_.begin(), embedding_rows_.end());
-      // Source row of a place.
-      const auto source = [&](uint64_t at) -> const E* {
-        auto left = static_cast<int64_t>(at);
-        for (int64_t i = 0; i < count; ++i) {
-          for (int rank = 0; rank < ranks(); ++rank) {
-            if (left < mailbox_[rank].micro_rows) return slot(rank, i) + left * D;
-            left -= mailbox_[rank].micro_rows;
-          }
-        }
-        return nullptr;
-      };
       for (size_t begin = 0; begin < embedding_rows_.size();) {
         const uint64_t row = embedding_rows_[begin] >> 32;
         float* sum =
@@ -650,7 +712,7 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
         if (as_bf16) kernels::convert(p_.isa, D, kept, sum);
         size_t end = begin;
         for (; end < embedding_rows_.size() && embedding_rows_[end] >> 32 == row; ++end) {
-          kernels::accumulate(p_.isa, D, source(embedding_rows_[end] & 0xFFFFFFFF), sum);
+          kernels::accumulate(p_.isa, D, source_of(embedding_rows_[end] & 0xFFFFFFFF, count), sum);
         }
         if (as_bf16) kernels::convert(p_.isa, D, sum, kept);
         begin = end;
@@ -663,12 +725,14 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
 template <typename E>
 Status StepRunner<E>::phase_one(const Batch& batch, const StepInput& input) {
   publish_counts(batch);
-  mailbox_[p_.group->local_rank()].learning_rate = input.learning_rate;
+  box(me()).learning_rate = input.learning_rate;
+  if (has_nodes()) AMXT_TRY(exchange_boxes());
   AMXT_TRY(control_->barrier());
   set_scales(batch);
   const int64_t wave = p_.plan->wave, accumulate = p_.options->accumulate;
   for (int64_t first = 0; first < accumulate; first += wave) {
     const int64_t count = std::min(wave, accumulate - first);
+    if (has_nodes()) AMXT_TRY(begin_wave(batch, first, count, true));
     AMXT_TRY(forward_layers(batch, first, count, true));
     AMXT_TRY(head_forward(batch, first, count));
     AMXT_TRY(head_backward(batch, first, count, first == 0));
@@ -685,31 +749,34 @@ Status StepRunner<E>::phase_one(const Batch& batch, const StepInput& input) {
     AMXT_TRY(embedding_backward(batch, first, std::min(wave, accumulate - first), false,
                                 deferred_ + first * micro_rows() * p_.config->hidden_size));
   }
-  mailbox_[p_.group->local_rank()].bad_tensor =
-      p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  AMXT_TRY(p_.parameters->drain([this] { return poll(); }));
+  box(me()).bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  if (has_nodes()) {
+    AMXT_TRY(exchange_boxes());
+    AMXT_TRY(exchange_squares());
+  }
   return control_->barrier();
 }
 
 template <typename E>
 std::optional<Error> StepRunner<E>::nonfinite(const StepInput& step, double norm) const {
   for (int64_t a = 0; a < p_.options->accumulate; ++a) {
-    for (int rank = 0; rank < ranks(); ++rank) {
-      const Mailbox& box = mailbox_[rank];
-      if (box.bad_micro_batch != a) continue;
-      const std::string where = box.bad_layer < 0 ? "the embedding"
-                                : box.bad_layer >= p_.config->layers
+    for (int rank = 0; rank < world(); ++rank) {
+      const Mailbox& said = box(rank);
+      if (said.bad_micro_batch != a) continue;
+      const std::string where = said.bad_layer < 0 ? "the embedding"
+                                : said.bad_layer >= p_.config->layers
                                     ? "the head"
-                                    : fmt::format("layer {}", box.bad_layer);
+                                    : fmt::format("layer {}", said.bad_layer);
       return Error(Code::kNonfinite, fmt::format("step {}: the loss of rank {}, micro-batch {}, is "
                                                  "not finite; first in the output of {}",
                                                  step.step, rank, a, where))
           .with_rank(rank);
     }
   }
-  for (int rank = 0; rank < ranks(); ++rank) {
-    if (mailbox_[rank].bad_tensor < 0) continue;
-    const std::string& name =
-        p_.layout->specs()[static_cast<size_t>(mailbox_[rank].bad_tensor)].name;
+  for (int rank = 0; rank < world(); ++rank) {
+    if (box(rank).bad_tensor < 0) continue;
+    const std::string& name = p_.layout->specs()[static_cast<size_t>(box(rank).bad_tensor)].name;
     return Error(Code::kNonfinite,
                  fmt::format("step {}: the gradient of {} (rows of rank {}) is not finite",
                              step.step, quote(name), rank))
@@ -724,33 +791,34 @@ std::optional<Error> StepRunner<E>::nonfinite(const StepInput& step, double norm
 // What every rank computes from the same shared numbers in the same order.
 template <typename E>
 Status StepRunner<E>::agree(const StepInput& step, StepResult* result) {
-  for (int rank = 1; rank < ranks(); ++rank) {
-    const double first = mailbox_[0].learning_rate, other = mailbox_[rank].learning_rate;
+  for (int rank = 1; rank < world(); ++rank) {
+    const double first = box(0).learning_rate, other = box(rank).learning_rate;
     if (first == other) continue;
     return Error(Code::kMismatch, fmt::format("ranks disagree on the learning rate: rank 0 has {}, "
                                               "rank {} has {}",
                                               first, rank, other))
         .with_rank(rank);
   }
-  const int64_t all = p_.options->accumulate * ranks();
-  double loss = 0, weight = 0, means = 0;
-  for (int64_t k = 0; k < all; ++k) {
-    loss += losses_[k];
-    weight += weights_[k];
-    if (weights_[k] > 0) means += losses_[k] / weights_[k];
+  double losses = 0, weights = 0, means = 0;
+  for (int64_t a = 0; a < p_.options->accumulate; ++a) {
+    for (int rank = 0; rank < world(); ++rank) {
+      losses += loss(rank, a);
+      weights += weight(rank, a);
+      if (weight(rank, a) > 0) means += loss(rank, a) / weight(rank, a);
+    }
   }
   if (p_.options->loss_average == LossAverage::kTokens) {
-    result->loss = weight > 0 ? loss / weight : 0;
+    result->loss = weights > 0 ? losses / weights : 0;
   } else {
-    result->loss = means / static_cast<double>(all);
+    result->loss = means / static_cast<double>(p_.options->accumulate * world());
   }
   double squares = 0;
   for (int64_t panel = 0; panel < p_.layout->panels(); ++panel) squares += squares_[panel];
   result->grad_norm = std::sqrt(squares);
   result->tokens = result->counted = 0;
-  for (int rank = 0; rank < ranks(); ++rank) {
-    result->tokens += mailbox_[rank].tokens;
-    result->counted += mailbox_[rank].counted;
+  for (int rank = 0; rank < world(); ++rank) {
+    result->tokens += box(rank).tokens;
+    result->counted += box(rank).counted;
   }
   if (auto error = nonfinite(step, result->grad_norm)) {
     if (p_.options->nonfinite == Nonfinite::kStop) return std::move(*error);
@@ -762,10 +830,19 @@ Status StepRunner<E>::agree(const StepInput& step, StepResult* result) {
 template <typename E>
 void StepRunner<E>::publish_memory() {
   const ProcessMemory memory = process_memory();
-  Mailbox& box = mailbox_[p_.group->local_rank()];
-  box.private_bytes = memory.private_bytes;
-  box.pss_bytes = memory.pss_bytes;
-  box.peak_rss_bytes = memory.peak_rss_bytes;
+  Mailbox& own = box(me());
+  own.private_bytes = memory.private_bytes;
+  own.pss_bytes = memory.pss_bytes;
+  own.peak_rss_bytes = memory.peak_rss_bytes;
+}
+
+// An error of this rank ends the attempt for all; whoever is first names the cause.
+template <typename E>
+Error StepRunner<E>::leave(Error error) {
+  Status ended;
+  if (!is_fatal(error)) ended = control_->cancel(error);
+  give_up_wire();
+  return ended ? std::move(error) : std::move(ended).error();
 }
 
 template <typename E>
@@ -773,23 +850,25 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
                                        const StepControl::Limits& limits) {
   const int64_t began = monotonic_ns();
   StepResult result;
-  AMXT_TRY(control_->start(limits));
-  // From here on an error of this rank ends the attempt for all; whoever is first names the cause.
-  const auto leave = [&](Error error) -> Error {
-    if (static_cast<int>(error.code()) >= 100) return error;
-    if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
-    return error;
-  };
+  AMXT_TRY(begin_call(limits));
+  const WireUse before = wire_use();
   if (input.refused) return leave(*input.refused);
   if (Status ok = check_batch(batch, true); !ok) return leave(std::move(ok).error());
   if (Status ok = phase_one(batch, input); !ok) return leave(std::move(ok).error());
   // Every rank comes to the same verdict from the same numbers: no rank needs to be told.
-  AMXT_TRY(agree(input, &result));
+  if (Status ok = agree(input, &result); !ok) {
+    give_up_wire();
+    return std::move(ok).error();
+  }
   if (!input.commit) {
+    AMXT_TRY(end_call());
     result.seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
     return result;
   }
-  AMXT_TRY(control_->commit());
+  if (Status ok = control_->commit(); !ok) {
+    give_up_wire();
+    return std::move(ok).error();
+  }
   if (!result.skipped) {
     kernels::AdamwStep adamw;
     adamw.learning_rate = input.learning_rate;
@@ -807,17 +886,25 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
         p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
   }
   publish_memory();
-  mailbox_[p_.group->local_rank()].seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
-  if (Status ok = control_->finish(); !ok) {
+  const WireUse after = wire_use();
+  Mailbox& own = box(me());
+  own.wire_sent_bytes = after.sent_bytes - before.sent_bytes;
+  own.wire_wait_seconds = static_cast<double>(after.wait_ns - before.wait_ns) * 1e-9;
+  own.seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
+  Status finished = has_nodes() ? exchange_boxes() : Status();
+  if (finished) finished = control_->finish();
+  if (!finished) {
     failed_after_commit_ = true;
-    return std::move(ok).error();
+    return std::move(finished).error();
   }
-  for (int rank = 0; rank < ranks(); ++rank) {
-    const Mailbox& box = mailbox_[rank];
-    result.seconds = std::max(result.seconds, box.seconds);
-    result.pss_bytes += box.pss_bytes;
-    result.private_bytes += box.private_bytes;
-    result.peak_rss_bytes = std::max(result.peak_rss_bytes, box.peak_rss_bytes);
+  for (int rank = 0; rank < world(); ++rank) {
+    const Mailbox& said = box(rank);
+    result.seconds = std::max(result.seconds, said.seconds);
+    result.pss_bytes += said.pss_bytes;
+    result.private_bytes += said.private_bytes;
+    result.peak_rss_bytes = std::max(result.peak_rss_bytes, said.peak_rss_bytes);
+    result.wire_sent_bytes += said.wire_sent_bytes;
+    result.wire_wait_seconds = std::max(result.wire_wait_seconds, said.wire_wait_seconds);
   }
   return result;
 }
@@ -826,54 +913,63 @@ template <typename E>
 auto StepRunner<E>::evaluate(const Batch& batch, float* log_probabilities,
                              const StepControl::Limits& limits, const std::optional<Error>& refused)
     -> Result<Evaluation> {
-  AMXT_TRY(control_->start(limits));
-  const auto leave = [&](Error error) -> Error {
-    if (static_cast<int>(error.code()) >= 100) return error;
-    if (Status ended = control_->cancel(error); !ended) return std::move(ended).error();
-    return error;
-  };
+  AMXT_TRY(begin_call(limits));
   if (refused) return leave(*refused);
   const auto compute = [&]() -> Status {
     AMXT_TRY(check_batch(batch, false));
     publish_counts(batch);
-    const int64_t wave = p_.plan->wave, all = micro_batches(batch);
+    int64_t all = micro_batches(batch);
+    if (has_nodes()) {
+      // A rank with less to do still brings what others need.
+      AMXT_TRY(exchange_boxes());
+      AMXT_TRY(control_->barrier());
+      for (int rank = 0; rank < world(); ++rank) all = std::max(all, box(rank).micro_batches);
+    }
+    const int64_t wave = p_.plan->wave;
     for (int64_t first = 0; first < all; first += wave) {
-      const int64_t count = std::min(wave, all - first);
+      const int64_t count = std::clamp<int64_t>(micro_batches(batch) - first, 0, wave);
+      if (has_nodes()) AMXT_TRY(begin_wave(batch, first, count, false));
       AMXT_TRY(forward_layers(batch, first, count, false));
       AMXT_TRY(head_forward(batch, first, count));
       for (int64_t i = 0; log_probabilities != nullptr && i < count; ++i) {
-        const model::LossRows loss = loss_rows(batch, first + i, i);
+        const model::LossRows of = loss_rows(batch, first + i, i);
         const int64_t at = (first + i) * p_.options->micro_batch * batch.sequence,
                       n = rows(batch, first + i).count();
         for (int64_t row = 0; row < n; ++row) {
           log_probabilities[at + row] =
-              loss.target[row] >= 0 ? loss.target_logit[row] - loss.lse[row] : 0.0f;
+              of.target[row] >= 0 ? of.target_logit[row] - of.lse[row] : 0.0f;
         }
       }
     }
+    AMXT_TRY(p_.parameters->drain([this] { return poll(); }));
+    if (has_nodes()) AMXT_TRY(exchange_boxes());
     return control_->barrier();
   };
   if (Status ok = compute(); !ok) return leave(std::move(ok).error());
+  AMXT_TRY(end_call());
   Evaluation evaluation;
-  for (int64_t k = 0; k < p_.options->accumulate * ranks(); ++k) {
-    evaluation.loss_sum += losses_[k];
-    evaluation.weight_sum += weights_[k];
+  for (int64_t a = 0; a < p_.options->accumulate; ++a) {
+    for (int rank = 0; rank < world(); ++rank) {
+      evaluation.loss_sum += loss(rank, a);
+      evaluation.weight_sum += weight(rank, a);
+    }
   }
-  for (int rank = 0; rank < ranks(); ++rank) evaluation.tokens += mailbox_[rank].counted;
+  for (int rank = 0; rank < world(); ++rank) evaluation.tokens += box(rank).counted;
   return evaluation;
 }
 
 template <typename E>
 auto StepRunner<E>::exchange_memory(const StepControl::Limits& limits)
     -> Result<std::vector<MemoryUse>> {
-  AMXT_TRY(control_->start(limits));
+  AMXT_TRY(begin_call(limits));
   publish_memory();
-  AMXT_TRY(control_->barrier());
+  Status met = has_nodes() ? exchange_boxes() : Status();
+  if (met) met = control_->barrier();
+  if (!met) return leave(std::move(met).error());
+  AMXT_TRY(end_call());
   std::vector<MemoryUse> all;
-  for (int rank = 0; rank < ranks(); ++rank) {
-    all.push_back(
-        {mailbox_[rank].private_bytes, mailbox_[rank].pss_bytes, mailbox_[rank].peak_rss_bytes});
-  }
+  for (int rank = 0; rank < world(); ++rank)
+    all.push_back({box(rank).private_bytes, box(rank).pss_bytes, box(rank).peak_rss_bytes});
   return all;
 }
 

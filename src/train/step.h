@@ -1,10 +1,16 @@
-// Step: one training step over all ranks of a node, from tokens to updated weights, as a transaction.
+// Step: one training step over all ranks of a job, from tokens to updated weights, as a transaction.
 //
 //   phase 1   per wave: embedding, layers (all micro-batches of the wave through one layer before the next), head and loss by blocks of the
 //             vocabulary; back through the layers: each rank computes dX of its micro-batches and leaves the pairs (X, dY) in the shared
 //             arena; barrier; each rank computes dW of the rows that it OWNS, over all micro-batches of the node in global order
 //   commit    global norm and finite check from sums that all ranks read in one order; one atomic decision
 //   phase 2   clip, AdamW on each rank's own rows, published by the barrier that ends the step
+//
+// Several nodes: weights of other nodes' rows come through the window of store::Parameters, ahead of use; a rank computes its node's part of dW
+// also for owners elsewhere, and the parts are added by the owner in the order of nodes (store::GradientExchange). Of the embedding only the
+// rows of a wave's tokens pass the wire, either way: every node knows all tokens. What ranks tell each other (losses, counts, norms)
+// lies in each node's arena for all ranks of the job. A step that ends before its commit leaves the wire in disorder: the next call
+// connects the nodes anew.
 //
 // Order of sums: micro-batch k = accumulation x world + rank; dW, loss and norm are added in order of k, in blocks that never cross a
 // micro-batch. So world size, waves, threads, and what is kept do not change a bit where the products keep one order
@@ -24,6 +30,7 @@
 #include "kernels/gemm.h"
 #include "model/decoder.h"
 #include "model/head.h"
+#include "store/gradient_exchange.h"
 #include "store/parameters.h"
 #include "train/batch.h"
 #include "train/options.h"
@@ -51,6 +58,8 @@ struct StepResult {
   int64_t pss_bytes = 0;       // sum over ranks, now
   int64_t private_bytes = 0;   // sum over ranks, now
   double seconds = 0;
+  int64_t wire_sent_bytes = 0;   // between nodes, sum over ranks
+  double wire_wait_seconds = 0;  // that computing waited for the wire, largest rank
 };
 
 template <typename E>
@@ -67,7 +76,7 @@ class StepRunner {
     Isa isa;
     kernels::Gemm<E>* gemm;
   };
-  // Collective on the node: the arena is made here. All buffers are allocated here, none in a step.
+  // Collective: the arena is made here, and the nodes are connected. All buffers are allocated here, none in a step.
   static Result<std::unique_ptr<StepRunner>> create(const Parts& parts, Deadline deadline);
 
   // Collective. An error before the commit leaves the state untouched; one after it is told by committed_but_failed().
@@ -94,8 +103,10 @@ class StepRunner {
   };
   Result<std::vector<MemoryUse>> exchange_memory(const StepControl::Limits& limits);
 
+  // Of a node with `ranks` of the `world` ranks.
   static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
-                             int ranks, int64_t wave, const store::Layout& layout);
+                             int ranks, int world, int64_t wave, const store::Layout& layout);
+  static int64_t record_bytes(const EffectiveOptions& options);
   static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
                             int64_t wave, model::Keep keep);
   static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
@@ -112,8 +123,27 @@ class StepRunner {
     int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
     int64_t private_bytes, pss_bytes, peak_rss_bytes;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
+    int64_t micro_batches;
+    int64_t wire_sent_bytes;
+    double wire_wait_seconds;
     double learning_rate;
     double seconds;
+  };
+  // Rows of the embedding that the tokens of a node need in a wave.
+  struct Needed {
+    std::vector<int32_t> rows;   // by owner, ascending
+    std::vector<int64_t> begin;  // of each owner's; [world + 1]
+    std::span<const int32_t> of(int owner) const {
+      const auto at = static_cast<size_t>(owner);
+      return std::span(rows).subspan(static_cast<size_t>(begin[at]),
+                                     static_cast<size_t>(begin[at + 1] - begin[at]));
+    }
+  };
+  // Where rows of a gradient go: fp32 or bf16, written or added to.
+  struct GradientRows {
+    float* as_float = nullptr;
+    bf16* as_bf16 = nullptr;
+    bool add = false;
   };
 
   explicit StepRunner(const Parts& parts) : p_(parts) {}
@@ -132,15 +162,46 @@ class StepRunner {
   bool defers_embedding() const { return p_.layout->tied() && p_.plan->waves > 1; }
   void publish_counts(const Batch& batch);
   void set_scales(const Batch& batch);
-  Status layer_weight_gradients(int64_t layer, int64_t count, bool first_wave);
   // Where a rank's micro-batch of the wave keeps something.
   using Locator = FunctionRef<const E*(int rank, int64_t index)>;
-  // dW rows of `range` += over the wave's micro-batches, in order, dY[:, first_column + row]^T X.
-  Status matrix_gradient(const store::OwnedRange& range, int64_t count, bool first_wave, Locator x,
-                         Locator dy, int64_t lddy, int64_t first_column);
-  // A vector's gradient += what `add` adds for each micro-batch, in order.
-  void vector_gradient(const store::OwnedRange& range, int64_t count, bool first_wave,
+  // dW rows of `range` (+)= over the node's micro-batches of the wave, in order, dY[:, first_column + row]^T X. Ranks of a locator are local.
+  Status matrix_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
+                         Locator x, Locator dy, int64_t lddy, int64_t first_column);
+  // A vector's gradient (+)= what `add` adds for each micro-batch, in order.
+  void vector_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                        FunctionRef<void(int, int64_t, float*)> add);
+  Status layer_part(const store::OwnedRange& range, const GradientRows& to, int64_t count);
+  Status norm_part(const store::OwnedRange& range, const GradientRows& to, int64_t count);
+  // Calls `compute` for each range of a deal whose gradient this rank makes, and brings the parts to their owners.
+  using Compute = FunctionRef<Status(const store::OwnedRange& range, const GradientRows& to)>;
+  Status deal_gradient(int64_t deal, bool first_wave, Compute compute);
+  const E* source_of(uint64_t place, int64_t count) const;
+  void embed(const Batch& batch, int64_t first, int64_t count);
+  Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
+  bool has_nodes() const { return p_.parameters->traffic() != nullptr; }
+  Status poll() { return control_->poll(); }
+  static bool is_fatal(const Error& error) { return static_cast<int>(error.code()) >= 100; }
+  Error leave(Error error);
+
+  // With several nodes (step_nodes.cpp).
+  struct WireUse {
+    int64_t sent_bytes = 0, wait_ns = 0;
+  };
+  Status join_nodes(Deadline deadline);
+  // Every call begins an attempt and ends it by one word for all ranks: so all know alike whether the wire is in order.
+  Status begin_call(const StepControl::Limits& limits);
+  Status end_call();
+  void give_up_wire();
+  WireUse wire_use() const;
+  Status exchange_boxes();
+  Status exchange_squares();
+  Status exchange_tokens();
+  void find_needed();
+  // Tokens, the rows of the embedding that they need, and word of the weights that will be needed.
+  Status begin_wave(const Batch& batch, int64_t first, int64_t count, bool backward);
+  Status fetch_embedding();
+  Status deal_parts(int64_t deal, bool first_wave, Compute compute);
+  Status embedding_parts(int64_t count, bool first_wave);
   int64_t find_bad_layer(int64_t slot) const;
   std::optional<Error> nonfinite(const StepInput& input, double norm) const;
   void publish_memory();
@@ -151,12 +212,29 @@ class StepRunner {
   model::Kept<E> kept(int64_t layer, int64_t index, int64_t row_count) const;
   // Most rows of a micro-batch.
   int64_t micro_rows() const { return p_.options->micro_batch * p_.options->sequence_length; }
-  int ranks() const { return p_.group->local_size(); }
-  // Micro-batch in the order of sums.
-  int64_t order(int64_t accumulation, int rank) const { return accumulation * ranks() + rank; }
-  E* slot(int rank, int64_t index) const;  // arena of a rank's micro-batch of the wave
-  float* slot_floats(int rank, int64_t index) const;
-  int32_t* slot_tokens(int rank, int64_t index) const;
+  int ranks() const { return p_.group->local_size(); }  // of the node
+  int world() const { return p_.group->size(); }
+  int me() const { return p_.group->rank(); }
+  int local_me() const { return p_.group->local_rank(); }
+  int rank_of(int local_rank) const {
+    return p_.group->nodes().on(p_.group->node())[static_cast<size_t>(local_rank)];
+  }
+  const Mailbox& local_box(int local_rank) const { return box(rank_of(local_rank)); }
+  // A rank's record: a box, then the sums of weights and of weighted losses of its micro-batches.
+  Mailbox& box(int rank) const {
+    return *reinterpret_cast<Mailbox*>(records_ + rank * record_stride_);
+  }
+  double& weight(int rank, int64_t accumulation) const {
+    return reinterpret_cast<double*>(&box(rank) + 1)[accumulation];
+  }
+  double& loss(int rank, int64_t accumulation) const {
+    return weight(rank, p_.options->accumulate + accumulation);
+  }
+  E* slot(int local_rank, int64_t index) const;  // arena of a rank's micro-batch of the wave
+  float* slot_floats(int local_rank, int64_t index) const;
+  // Tokens of a rank of the job in the wave, one micro-batch after the other; before them their number.
+  int32_t* tokens_of(int rank) const { return tokens_ + rank * token_stride_ + 1; }
+  int32_t& token_count(int rank) const { return tokens_[rank * token_stride_]; }
   E* input(int64_t layer, int64_t index) const;  // x of a layer (layers: output of the last), kept
 
   Parts p_;
@@ -166,13 +244,15 @@ class StepRunner {
   comm::SharedMemory shared_;
   Buffer kept_, work_;
   // Shared, within shared_.
-  Mailbox* mailbox_ = nullptr;  // [ranks]
-  double* losses_ = nullptr;    // [micro-batches] sum of weighted losses, in order k
-  double* weights_ = nullptr;   // [micro-batches] sum of weights
-  double* squares_ = nullptr;   // [panels] of gradients
-  int32_t* tokens_ = nullptr;   // [ranks, wave, rows]
-  float* floats_ = nullptr;     // [ranks, wave, floats of a slot]
-  E* arena_ = nullptr;          // [ranks, wave, elements of a slot]
+  std::byte* records_ = nullptr;  // [world]
+  int64_t record_stride_ = 0;
+  double* squares_ = nullptr;  // [panels] of gradients
+  double* packed_ = nullptr;   // [panels] the same, owner after owner; several nodes
+  E* embedding_ = nullptr;     // [rows that the node's tokens need, D]; several nodes
+  int32_t* tokens_ = nullptr;  // [world, 1 + wave x rows]
+  int64_t token_stride_ = 0;
+  float* floats_ = nullptr;  // [ranks, wave, floats of a slot]
+  E* arena_ = nullptr;       // [ranks, wave, elements of a slot]
   int64_t slot_elements_ = 0, slot_float_count_ = 0;
   // Private, within kept_ and work_.
   E* inputs_ = nullptr;  // [layers + 1, wave, rows, D]
@@ -185,8 +265,15 @@ class StepRunner {
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
   float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
-  std::vector<uint64_t>
-      embedding_rows_;  // scratch: (row, place) of tokens whose embedding this rank owns
+  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes; several nodes: place of the row among those needed.
+  std::vector<uint64_t> embedding_rows_;
+  std::vector<Needed> needed_;   // by node
+  std::vector<E> staged_;        // rows of the embedding on their way to other nodes
+  std::vector<int32_t> places_;  // of this rank's tokens among the rows that its node needs
+  std::unique_ptr<store::GradientExchange> exchange_;
+  E* norm_ = nullptr;  // [D] the final norm's weight
+  uint64_t embedding_fetches_ = 0;
+  bool in_disorder_ = false;
   bool failed_after_commit_ = false;
 };
 

@@ -10,15 +10,123 @@
 namespace amxt::train {
 namespace {
 
-enum Decision : uint32_t { kUndecided = 0, kCommitted = 1, kCancelled = 2, kBeingCancelled = 3 };
+enum Decision : uint32_t {
+  kUndecided = 0,
+  kCommitted = 1,
+  kCancelled = 2,
+  kBeingCancelled = 3,
+  kPreparing = 4,  // several nodes: only the first one can decide now
+};
 
 // Tag of a slot that is being made ready.
 constexpr uint32_t kClaiming = 0xFFFFFFFF;
 
 constexpr int64_t kLookAroundNs = 100'000'000;
 constexpr int kSpins = 2000;
+constexpr int kClaimSpins = 1'000'000;
 
 }  // namespace
+
+StepControl::StepControl(void* shared, comm::Group* group)
+    : slots_(static_cast<Slot*>(shared)), group_(group) {
+  if (group->node_count() == 1) return;
+  group->set_listener([this](int, std::string_view bytes) {
+    Message message;
+    if (bytes.size() != sizeof message) return;
+    std::memcpy(&message, bytes.data(), sizeof message);
+    message.reason[sizeof message.reason - 1] = '\0';
+    hear(message);
+  });
+}
+
+StepControl::~StepControl() {
+  if (group_->node_count() > 1) group_->set_listener(nullptr);
+}
+
+void StepControl::tell(int node, Kind kind, const Error* error) {
+  Message message{};
+  message.attempt = attempt_;
+  message.kind = kind;
+  if (error != nullptr) {
+    message.code = static_cast<int32_t>(error->code());
+    message.rank = group_->rank();
+    const size_t length = std::min(error->message().size(), sizeof message.reason - 1);
+    std::memcpy(message.reason, error->message().data(), length);
+  }
+  static_assert(sizeof message <= comm::Group::kMaxPost);
+  group_->post(group_->nodes().leader(node),
+               std::string_view(reinterpret_cast<const char*>(&message), sizeof message));
+}
+
+void StepControl::tell_others(Kind kind, const Error* error) {
+  for (int node = 0; node < group_->node_count(); ++node) {
+    if (node != group_->node()) tell(node, kind, error);
+  }
+}
+
+// On the group's thread, on leaders.
+void StepControl::hear(const Message& message) {
+  const std::lock_guard lock(mutex_);
+  int behind = -1;
+  bool ready = false;
+  // A rank that is making the slot ready is done in a moment, unless it dies.
+  for (int i = 0; i < kClaimSpins && !ready && behind < 0; ++i) {
+    ready = try_claim(message.attempt, &behind);
+    if (!ready) spin_pause();
+  }
+  if (ready) {
+    apply(message);
+  } else {
+    early_.push_back(message);
+  }
+}
+
+void StepControl::apply(const Message& message) {
+  Slot& s = slot_of(message.attempt);
+  switch (message.kind) {
+    case Kind::kIn:
+      return node_is_in(s);
+    case Kind::kPrepared:
+      return node_is_prepared(message.attempt);
+    case Kind::kCancelled:
+      // A node that was not prepared has the right to, whatever this one is.
+      if (!cancel_slot(s, kUndecided, message.code, message.rank, message.reason))
+        cancel_slot(s, kPreparing, message.code, message.rank, message.reason);
+      return;
+    case Kind::kCommitted: {
+      uint32_t expected = kPreparing;
+      s.decision.compare_exchange_strong(expected, kCommitted, std::memory_order_acq_rel);
+      futex_wake_all(&s.decision, FutexScope::kShared);
+      return;
+    }
+  }
+}
+
+void StepControl::node_is_in(Slot& s) {
+  if (s.nodes_in.fetch_add(1, std::memory_order_acq_rel) + 1 !=
+      static_cast<uint32_t>(group_->node_count()))
+    return;
+  s.started.store(1, std::memory_order_release);
+  futex_wake_all(&s.started, FutexScope::kShared);
+}
+
+// On the first node, of any node: the last one commits.
+void StepControl::node_is_prepared(uint32_t attempt) {
+  Slot& s = slot_of(attempt);
+  if (s.nodes_prepared.fetch_add(1, std::memory_order_acq_rel) + 1 !=
+      static_cast<uint32_t>(group_->node_count()))
+    return;
+  uint32_t expected = kPreparing;
+  if (!s.decision.compare_exchange_strong(expected, kCommitted, std::memory_order_acq_rel)) return;
+  for (int node = 1; node < group_->node_count(); ++node) {
+    Message message{};
+    message.attempt = attempt;
+    message.kind = Kind::kCommitted;
+    group_->post(group_->nodes().leader(node),
+                 std::string_view(reinterpret_cast<const char*>(&message), sizeof message));
+  }
+  futex_wake_all(&s.decision, FutexScope::kShared);
+}
 
 int64_t StepControl::shared_bytes(int ranks) {
   return static_cast<int64_t>(kSlots * sizeof(Slot) +
@@ -39,19 +147,26 @@ Status StepControl::ended() {
       .with_rank(s.rank);
 }
 
+bool StepControl::cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank,
+                              std::string_view reason) {
+  if (!s.decision.compare_exchange_strong(from, kBeingCancelled, std::memory_order_acq_rel))
+    return false;
+  s.code = code;
+  s.rank = rank;
+  const size_t length = std::min(reason.size(), sizeof s.reason - 1);
+  std::memcpy(s.reason, reason.data(), length);
+  s.reason[length] = '\0';
+  s.decision.store(kCancelled, std::memory_order_release);
+  futex_wake_all(&s.decision, FutexScope::kShared);
+  futex_wake_all(&s.generation, FutexScope::kShared);
+  futex_wake_all(&s.started, FutexScope::kShared);
+  return true;
+}
+
 Status StepControl::cancel(const Error& error) {
-  Slot& s = slot();
-  uint32_t expected = kUndecided;
-  if (s.decision.compare_exchange_strong(expected, kBeingCancelled, std::memory_order_acq_rel)) {
-    s.code = static_cast<int32_t>(error.code());
-    s.rank = group_->rank();
-    const size_t length = std::min(error.message().size(), sizeof s.reason - 1);
-    std::memcpy(s.reason, error.message().data(), length);
-    s.reason[length] = '\0';
-    s.decision.store(kCancelled, std::memory_order_release);
-    futex_wake_all(&s.decision, FutexScope::kShared);
-    futex_wake_all(&s.generation, FutexScope::kShared);
-    futex_wake_all(&s.started, FutexScope::kShared);
+  if (cancel_slot(slot(), kUndecided, static_cast<int32_t>(error.code()), group_->rank(),
+                  error.message())) {
+    tell_others(Kind::kCancelled, &error);
   }
   return ended();
 }
@@ -87,37 +202,55 @@ Status StepControl::poll() {
   return {};
 }
 
-// Makes the slot of the attempt ready, whoever comes first. It is free when every rank has come to a later attempt than the one that it
-// served before.
+// Makes the slot of an attempt ready, whoever comes first. It is free when every rank of the node has come to a later attempt than the one that
+// it served before. Else false, and who is `behind`, or -1 when another is making it ready just now.
+bool StepControl::try_claim(uint32_t attempt, int* behind) {
+  for (int rank = 0; rank < group_->local_size(); ++rank) {
+    if (attempt >= kSlots &&
+        newest_attempts()[rank].load(std::memory_order_acquire) <= attempt - kSlots) {
+      *behind = rank;
+      return false;
+    }
+  }
+  *behind = -1;
+  Slot& s = slot_of(attempt);
+  uint32_t tag = s.attempt.load(std::memory_order_acquire);
+  if (tag == attempt) return true;
+  if (tag == kClaiming ||
+      !s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel))
+    return false;
+  for (std::atomic<uint32_t>* word : {&s.entered, &s.started, &s.arrived, &s.generation,
+                                      &s.decision, &s.finished, &s.nodes_in, &s.nodes_prepared}) {
+    word->store(0, std::memory_order_relaxed);
+  }
+  s.attempt.store(attempt, std::memory_order_release);
+  return true;
+}
+
 Status StepControl::claim() {
-  const auto world = static_cast<size_t>(group_->local_size());
   newest_attempts()[group_->local_rank()].store(attempt_, std::memory_order_release);
-  for (size_t rank = 0; rank < world; ++rank) {
-    if (attempt_ >= kSlots &&
-        newest_attempts()[rank].load(std::memory_order_acquire) <= attempt_ - kSlots) {
+  int behind = -1;
+  while (!try_claim(attempt_, &behind)) {
+    if (behind >= 0) {
+      const int rank = group_->nodes().on(group_->node())[static_cast<size_t>(behind)];
       return Error(
                  Code::kCommTimeout,
                  fmt::format("rank {} is {} calls behind this rank, which gave up on each of them",
                              rank, kSlots))
-          .with_rank(static_cast<int32_t>(rank));
-    }
-  }
-  Slot& s = slot();
-  for (;;) {
-    uint32_t tag = s.attempt.load(std::memory_order_acquire);
-    if (tag == attempt_) return {};
-    if (tag != kClaiming &&
-        s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel)) {
-      for (std::atomic<uint32_t>* word :
-           {&s.entered, &s.started, &s.arrived, &s.generation, &s.decision, &s.finished}) {
-        word->store(0, std::memory_order_relaxed);
-      }
-      s.attempt.store(attempt_, std::memory_order_release);
-      return {};
+          .with_rank(rank);
     }
     spin_pause();
     AMXT_TRY(group_->check());
   }
+  if (group_->node_count() == 1) return {};
+  // What came before a slot was free for it. On other ranks than the leader there is none.
+  const std::lock_guard lock(mutex_);
+  std::erase_if(early_, [this, &behind](const Message& message) {
+    const bool ready = try_claim(message.attempt, &behind);
+    if (ready) apply(message);
+    return ready;
+  });
+  return {};
 }
 
 Status StepControl::start(const Limits& limits) {
@@ -128,11 +261,10 @@ Status StepControl::start(const Limits& limits) {
   Slot& s = slot();
   if (s.entered.fetch_add(1, std::memory_order_acq_rel) + 1 ==
       static_cast<uint32_t>(group_->local_size())) {
-    s.started.store(1, std::memory_order_release);
-    futex_wake_all(&s.started, FutexScope::kShared);
-  } else {
-    AMXT_TRY(wait_change(&s.started, 0, true));
+    node_is_in(s);
+    tell_others(Kind::kIn);
   }
+  AMXT_TRY(wait_change(&s.started, 0, true));
   return poll();
 }
 
@@ -155,13 +287,20 @@ Status StepControl::commit() {
   const auto world = static_cast<uint32_t>(group_->local_size());
   if ((s.arrived.fetch_add(1, std::memory_order_acq_rel) + 1) % world == 0) {
     uint32_t expected = kUndecided;
-    if (s.decision.compare_exchange_strong(expected, kCommitted, std::memory_order_acq_rel)) {
-      futex_wake_all(&s.decision, FutexScope::kShared);
-      return {};
+    const uint32_t next = group_->node_count() == 1 ? kCommitted : kPreparing;
+    if (!s.decision.compare_exchange_strong(expected, next, std::memory_order_acq_rel))
+      return ended();
+    futex_wake_all(&s.decision, FutexScope::kShared);
+    if (next == kCommitted) return {};
+    if (group_->node() == 0) {
+      node_is_prepared(attempt_);
+    } else {
+      tell(0, Kind::kPrepared);
     }
-    return ended();
   }
   AMXT_TRY(wait_change(&s.decision, kUndecided, true));
+  // This node can't end it any more: the first one will say how it ended.
+  AMXT_TRY(wait_change(&s.decision, kPreparing, false));
   return ended();
 }
 

@@ -1,18 +1,26 @@
-// StepControl: how the ranks of a node go through one step together, and how any of them ends it before the commit.
+// StepControl: how the ranks of a job go through one step together, and how any of them ends it before the commit.
 //
 // A step is an attempt: start(), any number of barrier()s, commit(), finish(). Its one decision word goes from undecided to committed
 // (the last rank to reach commit() does it) or to cancelled (whoever cancels first does it), once, by compare-and-swap: so all ranks
 // leave the attempt the same way, whoever times out when. A rank that is late to an attempt that was cancelled leaves it at once: calls
 // stay paired, the n-th of one rank with the n-th of every other. A rank may be ahead of the slowest by the attempts that it cancelled.
 //
-// Lives in memory shared by the ranks; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on a
+// Each node has its own word, and the nodes agree in two phases. A node is prepared when all its ranks have come to commit(); until then
+// any of its ranks may cancel, and that is final, since nobody commits without this node. Then it has given its right to cancel to the first
+// node, which commits when every node is prepared. What the nodes tell each other are the group's small messages, to the leader of
+// each node: a node is in, is prepared, has cancelled; the first one: is committed. A node that is prepared and loses the first one can't know how
+// the step ended: the group is dead then, and the state is a checkpoint's.
+//
+// Lives in memory shared by the ranks of a node; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on a
 // futex, and look at the deadline, the cancel flag and the group (a peer's death) at least every 100 ms.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/deadline.h"
 #include "base/result.h"
@@ -22,11 +30,14 @@ namespace amxt::train {
 
 class StepControl {
  public:
-  // Bytes of shared, zeroed memory that the StepControls of all ranks need.
+  // Bytes of shared, zeroed memory that the StepControls of a node's ranks need.
   static int64_t shared_bytes(int ranks);
 
-  StepControl(void* shared, comm::Group* group)
-      : slots_(static_cast<Slot*>(shared)), group_(group) {}
+  // Takes the group's listener while it lives, when there are several nodes.
+  StepControl(void* shared, comm::Group* group);
+  ~StepControl();
+  StepControl(const StepControl&) = delete;
+  StepControl& operator=(const StepControl&) = delete;
 
   // What ends the waits of this rank's attempt: set before start().
   struct Limits {
@@ -34,15 +45,15 @@ class StepControl {
     const std::atomic<bool>* cancel = nullptr;
   };
 
-  // All ranks are in, and everything that they wrote before is seen.
+  // All ranks are in, and everything that those of this node wrote before is seen.
   Status start(const Limits& limits);
-  // Also a place to leave: kCancelled, kTimeout or the error that another rank gave; a group error when a peer is lost.
+  // Of the node's ranks. Also a place to leave: kCancelled, kTimeout or the error that another rank gave; a group error when a peer is lost.
   Status barrier();
   // Looks whether the attempt has ended otherwise, without waiting.
   Status poll();
   // After this returns success the step is committed on all ranks.
   Status commit();
-  // The end of a committed step: all ranks have published. Only a lost peer (or an abort) ends this wait.
+  // The end of a committed step: all ranks of the node have published. Only a lost peer (or an abort) ends this wait.
   Status finish();
   // Ends the attempt for all ranks with this error, unless it is committed. Returns what the attempt ended with (success: committed).
   Status cancel(const Error& error);
@@ -51,11 +62,13 @@ class StepControl {
   // Attempts that one rank may be ahead of another.
   static constexpr uint32_t kSlots = 64;
   struct alignas(64) Slot {
-    std::atomic<uint32_t> attempt;     // that the slot serves now
-    std::atomic<uint32_t> entered;     // ranks that have come to start()
-    std::atomic<uint32_t> started;     // 1: all have
-    std::atomic<uint32_t> arrived;     // at barriers, over all of them
-    std::atomic<uint32_t> generation;  // barriers that are over
+    std::atomic<uint32_t> attempt;         // that the slot serves now
+    std::atomic<uint32_t> nodes_in;        // whose ranks are all in
+    std::atomic<uint32_t> nodes_prepared;  // on the first node
+    std::atomic<uint32_t> entered;         // ranks that have come to start()
+    std::atomic<uint32_t> started;         // 1: all have
+    std::atomic<uint32_t> arrived;         // at barriers, over all of them
+    std::atomic<uint32_t> generation;      // barriers that are over
     std::atomic<uint32_t> decision;
     std::atomic<uint32_t> finished;
     int32_t code;
@@ -63,11 +76,31 @@ class StepControl {
     char reason[512];
   };
 
-  Slot& slot() const { return slots_[attempt_ % kSlots]; }
+  // Between leaders.
+  enum class Kind : uint32_t { kIn = 1, kPrepared, kCancelled, kCommitted };
+  struct Message {
+    uint32_t attempt;
+    Kind kind;
+    int32_t code;
+    int32_t rank;
+    char reason[512];
+  };
+
+  Slot& slot_of(uint32_t attempt) const { return slots_[attempt % kSlots]; }
+  Slot& slot() const { return slot_of(attempt_); }
   std::atomic<uint32_t>* newest_attempts() const {
     return reinterpret_cast<std::atomic<uint32_t>*>(slots_ + kSlots);
   }  // by rank
   Status claim();
+  bool try_claim(uint32_t attempt, int* behind);
+  void tell(int node, Kind kind, const Error* error = nullptr);
+  void tell_others(Kind kind, const Error* error = nullptr);
+  void hear(const Message& message);
+  void apply(const Message& message);
+  void node_is_in(Slot& s);
+  void node_is_prepared(uint32_t attempt);
+  static bool cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank,
+                          std::string_view reason);
   // Waits until *word != seen. `can_end`: the attempt's decision, deadline and cancel flag end it too.
   Status wait_change(const std::atomic<uint32_t>* word, uint32_t seen, bool can_end);
   Status ended();
@@ -76,6 +109,8 @@ class StepControl {
   comm::Group* group_;
   Limits limits_;
   uint32_t attempt_ = 0;
+  std::mutex mutex_;
+  std::vector<Message> early_;  // of attempts whose slot is not free yet
 };
 
 }  // namespace amxt::train

@@ -78,8 +78,8 @@ Result<TrainerParts> settle(TrainerSetup setup) {
                       : default_threads(setup.group->local_size(), &parts.threads_reason);
   if (setup.threads > 0) parts.threads_reason = "given";
   if (setup.pin.value_or(true)) parts.cpus = choose_cpus(*setup.group, parts.threads);
-  AMXT_ASSIGN(parts.plan, make_plan(setup.model->config(), parts.options, setup.group->local_size(),
-                                    parts.threads));
+  AMXT_ASSIGN(parts.plan,
+              make_plan(setup.model->config(), parts.options, setup.group->nodes(), parts.threads));
   parts.setup = std::move(setup);
   return parts;
 }

@@ -51,6 +51,8 @@ struct StepMetrics {
   int64_t tokens = 0;
   double seconds = 0, tokens_per_second = 0, model_tflops = 0;
   int64_t peak_rss_bytes = 0, peak_pss_bytes_all_ranks = 0;
+  int64_t wire_bytes = 0;        // between nodes
+  double wire_wait_seconds = 0;  // of the rank that waited longest
   int32_t world_size = 1;
   bool skipped = false;
 };

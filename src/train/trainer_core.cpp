@@ -40,8 +40,7 @@ Status check_tokens(const Batch& batch, int64_t vocab_size) {
 }  // namespace
 
 TrainerCore::TrainerCore(TrainerParts parts)
-    : parts_(std::move(parts)),
-      layout_(parts_.setup.model->config(), parts_.setup.group->local_size()) {
+    : parts_(std::move(parts)), layout_(parts_.setup.model->config(), parts_.setup.group->size()) {
   state_.total_steps = parts_.options.schedule.total_steps;
 }
 
@@ -127,7 +126,7 @@ Status TrainerCore::record_memory(const std::string& stage, const CallLimits& li
     record.all_private_bytes += rank.private_bytes;
     pss += rank.pss_bytes;
   }
-  const RankMemory& mine = all[static_cast<size_t>(group().local_rank())];
+  const RankMemory& mine = all[static_cast<size_t>(group().rank())];
   record.rank_private_bytes = mine.private_bytes;
   record.rank_shared_bytes = std::max<int64_t>(0, mine.pss_bytes - mine.private_bytes);
   record.all_shared_bytes = std::max<int64_t>(0, pss - record.all_private_bytes);
@@ -178,6 +177,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
   metrics.seconds = result->seconds;
   metrics.skipped = result->skipped;
   metrics.world_size = group().size();
+  metrics.wire_bytes = result->wire_sent_bytes;
+  metrics.wire_wait_seconds = result->wire_wait_seconds;
   if (metrics.seconds > 0) {
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.seconds;
     metrics.model_tflops =
@@ -359,7 +360,11 @@ std::string TrainerCore::options_json() const {
   json["threads"] = parts_.threads;
   json["cpus"] = parts_.cpus;
   json["isa"] = isa_name(parts_.isa->chosen);
-  json["transport"] = group().size() == 1 ? "none" : "shared memory";
+  json["transport"] = group().size() == 1         ? "none"
+                      : group().node_count() == 1 ? "shared memory"
+                                                  : "shared memory and gloo";
+  json["nodes"] = group().node_count();
+  json["wire_dtype"] = parts_.plan.wire_gradient_dtype == DType::kBF16 ? "bfloat16" : "float32";
   json["notes"] = parts_.notes;
   return json.dump();
 }

@@ -63,6 +63,7 @@ Status TrainerOf<E>::allocate(const CallLimits& limits) {
   typename store::Parameters<E>::Options options;
   options.optimizer = !parts_.options.forward_only;
   options.gradient_dtype = parts_.plan.gradient_dtype;
+  options.window_slots = std::max(1, parts_.plan.window_slots);
   const auto make = [&]() -> Status {
     AMXT_ASSIGN(parameters_,
                 store::Parameters<E>::create(&layout_, &group(), options, limits.deadline));
@@ -307,7 +308,7 @@ void TrainerOf<E>::own_rows(
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
   const int64_t first = request.first / columns,
                 end = (request.first + request.count + columns - 1) / columns;
-  for (const store::OwnedRange& range : layout_.ranges(group().local_rank(), -1)) {
+  for (const store::OwnedRange& range : layout_.ranges(group().rank(), -1)) {
     if (range.tensor != request.tensor) continue;
     const int64_t begin = std::max(first, range.row_begin), stop = std::min(end, range.row_end);
     if (begin < stop) part(range, begin, stop - begin, begin * columns - request.first);
@@ -342,6 +343,7 @@ Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, i
           .with_rank(static_cast<int32_t>(rank));
     }
   }
+  if (group().node_count() > 1) return read_rows_of_nodes(kind, request, values, limits);
   AMXT_ASSIGN(const comm::SharedMemory shared,
               group().share("rows that are read", request.count * 4, limits.deadline));
   auto* all = reinterpret_cast<float*>(shared.data());
@@ -356,6 +358,45 @@ Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, i
            });
   AMXT_TRY(group().barrier(limits.deadline, limits.cancel));
   std::copy_n(all, values.size(), values.begin());
+  return {};
+}
+
+// In blocks that fit an exchange: each rank gives what it owns of a block, as the place of each piece, its length and its values.
+template <typename E>
+Status TrainerOf<E>::read_rows_of_nodes(store::RowKind kind, const RowRequest& request,
+                                        std::span<float> values, const CallLimits& limits) {
+  constexpr int64_t kBlock = 8192;  // elements
+  const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
+  for (int64_t first = 0; first < request.count; first += kBlock) {
+    const int64_t end = std::min(request.count, first + kBlock);
+    const RowRequest block{request.tensor, request.first + first, end - first};
+    std::string mine;
+    own_rows(block,
+             [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
+               std::vector<float> rows(static_cast<size_t>(count * columns));
+               parameters_->read_rows(kind, range, row, count, rows.data());
+               const int64_t skip = std::max<int64_t>(0, -offset);
+               const int64_t piece[2] = {
+                   std::max<int64_t>(0, offset),
+                   std::min(count * columns - skip, block.count - std::max<int64_t>(0, offset))};
+               mine.append(reinterpret_cast<const char*>(piece), sizeof piece);
+               mine.append(reinterpret_cast<const char*>(rows.data() + skip),
+                           static_cast<size_t>(piece[1]) * sizeof(float));
+             });
+    if (limits.cancel != nullptr && limits.cancel->load())
+      return Error(Code::kCancelled, "reading rows: cancelled");
+    AMXT_ASSIGN(const std::vector<std::string> all, group().exchange(mine, limits.deadline));
+    for (std::string_view text : all) {
+      int64_t piece[2] = {0, 0};
+      while (text.size() >= sizeof piece) {
+        std::memcpy(piece, text.data(), sizeof piece);
+        text.remove_prefix(sizeof piece);
+        const auto bytes = static_cast<size_t>(piece[1]) * sizeof(float);
+        if (!values.empty()) std::memcpy(values.data() + first + piece[0], text.data(), bytes);
+        text.remove_prefix(bytes);
+      }
+    }
+  }
   return {};
 }
 

@@ -53,6 +53,8 @@ class TrainerOf final : public TrainerCore {
       const RowRequest& request,
       FunctionRef<void(const store::OwnedRange&, int64_t row, int64_t rows, int64_t offset)> part)
       const;
+  Status read_rows_of_nodes(store::RowKind kind, const RowRequest& request, std::span<float> values,
+                            const CallLimits& limits);
   Status load_directory(const std::string& directory, const CallLimits& limits);
   Status restore_from(const checkpoint::Manifest& manifest, checkpoint::Restore what,
                       const CallLimits& limits);

@@ -208,6 +208,24 @@ static void a_plan_has_sums_and_fits_or_not(void** state) {
   OK(amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
   FAILS(AMXT_E_LIMIT, "1000 bytes", amxt_plan_fits(plan, &err));
   amxt_plan_destroy(plan);
+
+  /* On two nodes each keeps its own half of the state. */
+  options.node_memory_bytes = AMXT_UNSET_I64;
+  OK(amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
+  amxt_plan_totals one = AMXT_PLAN_TOTALS_INIT;
+  OK(amxt_plan_summary(plan, &one, &err));
+  amxt_plan_destroy(plan);
+  options.nodes = 2;
+  OK(amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
+  totals.struct_size = sizeof(totals);
+  OK(amxt_plan_summary(plan, &totals, &err));
+  assert_int_equal(totals.ranks, one.ranks);
+  assert_true(totals.optimizer_bytes < one.optimizer_bytes);
+  OK(amxt_plan_json(plan, &json, &err));
+  HAS(json, "\"nodes\":2");
+  HAS(json, "\"window of weights\"");
+  amxt_string_destroy(json);
+  amxt_plan_destroy(plan);
   fixture_free(f);
 }
 
@@ -221,9 +239,9 @@ static void bad_plans_are_refused(void** state) {
   options.ranks = 0;
   FAILS(AMXT_E_INVALID_ARGUMENT, "0 ranks",
         amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
-  options.ranks = 2;
+  options.ranks = 1;
   options.nodes = 2;
-  FAILS(AMXT_E_UNSUPPORTED, "nodes is 2",
+  FAILS(AMXT_E_INVALID_ARGUMENT, "1 ranks on 2 nodes",
         amxt_plan_create(f->runtime, f->model, NULL, &options, &plan, &err));
   options.struct_size = 3;
   FAILS(AMXT_E_INVALID_ARGUMENT, "amxt_plan_options",

@@ -187,6 +187,15 @@ void add_size_options(CLI::App& app, TrainerFlags& flags) {
   app.add_option("--memory-limit", flags.memory_limit,
                  "Memory of this machine to use, such as 12GiB (default: what there is)")
       ->transform(size_in_bytes());
+  app.add_option("--prefetch-parameters", flags.prefetch_parameters,
+                 "Several nodes: parameters fetched ahead of use (default 50000000; 0: none)")
+      ->transform(whole(0));
+  app.add_option("--live-parameters", flags.live_parameters,
+                 "Several nodes: most of others' parameters held (default 1000000000)")
+      ->transform(whole(0));
+  app.add_option("--wire-dtype", flags.wire_dtype,
+                 "Several nodes: gradients are sent as bfloat16 or float32 (default: as kept)")
+      ->transform(one_of({"bfloat16", "float32"}));
 }
 
 void add_recipe_options(CLI::App& app, TrainerFlags& flags) {
@@ -245,6 +254,9 @@ amxt_trainer_options trainer_options(const TrainerFlags& flags, std::string& ds_
   options.log_steps = integer(flags.log_steps);
   options.seed = integer(flags.seed);
   options.memory_limit_bytes = integer(flags.memory_limit);
+  options.prefetch_parameters = integer(flags.prefetch_parameters);
+  options.live_parameters = integer(flags.live_parameters);
+  options.wire_dtype = choice(flags.wire_dtype, {"float32", "bfloat16"});
   options.learning_rate = real(flags.learning_rate);
   options.beta1 = real(flags.beta1);
   options.beta2 = real(flags.beta2);

@@ -42,10 +42,10 @@ struct TrainerFlags {
   std::optional<std::string> ds_config;
   std::optional<int64_t> sequence_length, micro_batch, accumulate, wave, warmup_steps, seed,
       log_steps;
-  std::optional<int64_t> memory_limit;
+  std::optional<int64_t> memory_limit, prefetch_parameters, live_parameters;
   std::optional<double> learning_rate, weight_decay, clip, beta1, beta2, epsilon;
-  std::optional<std::string> schedule, decay, compute_dtype, gradient_dtype, loss_average,
-      nonfinite, keep_forward;
+  std::optional<std::string> schedule, decay, compute_dtype, gradient_dtype, wire_dtype,
+      loss_average, nonfinite, keep_forward;
 };
 // What a plan depends on.
 void add_size_options(CLI::App& app, TrainerFlags& flags);

@@ -2,9 +2,12 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <random>
 #include <string>
 #include <thread>
@@ -249,6 +252,77 @@ TEST_F(TcpStoreServerTest, TooManyConnectionsAreTurnedAway) {
   EXPECT_TRUE(after->set("/k", "v", soon()));
 }
 
+TEST_F(TcpStoreServerTest, AStrangerMakesWayForAMember) {
+  TcpStoreServer::Options options;
+  options.max_connections = 3;
+  start(options);
+  const auto member = client();
+  ASSERT_EQ(*member->add("/n", 1, soon()), 1);
+  const Descriptor silent = connect(), greeted = validated();
+  const auto second = client();
+  hear_end(silent);  // the older of the two strangers
+  EXPECT_EQ(*second->add("/n", 1, soon()), 2);
+  const auto third = client();
+  hear_end(greeted);
+  EXPECT_EQ(*third->add("/n", 1, soon()), 3);
+  EXPECT_EQ(*member->add("/n", 1, soon()), 4);
+  EXPECT_EQ(server_->dropped(), 2);
+}
+
+// In kB, of this process.
+int64_t resident_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6));
+  }
+  return -1;
+}
+
+TEST_F(TcpStoreServerTest, TwoThousandStrangersDisturbNobody) {
+  rlimit files{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &files), 0);
+  files.rlim_cur = files.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &files), 0);
+  if (files.rlim_max < 4096) GTEST_SKIP() << "skipped: fewer than 4096 open files are allowed";
+  start();
+  const auto before = client();
+  ASSERT_EQ(*before->add("/n", 1, soon()), 1);
+  const int64_t resident = resident_memory();
+  std::vector<Descriptor> strangers;
+  for (int i = 0; i < 2000; ++i) {
+    strangers.push_back(connect());
+    // Silent ones, greeted ones, and halves of a large request.
+    if (i % 3 > 0) (void)send_all(strangers.back().get(), kHello, soon());
+    if (i % 3 > 1) {
+      const std::string half = "\x01" + text("/k") + u64(8 << 20) + std::string(40000, 'v');
+      (void)send_all(strangers.back().get(), half, soon());
+    }
+    if (i % 100 == 0) {
+      EXPECT_EQ(*before->add("/n", 1, soon()), 2 + i / 100);
+    }
+  }
+  const auto after = client();
+  EXPECT_EQ(*after->add("/n", 1, soon()), 22);
+  EXPECT_EQ(*before->add("/n", 1, soon()), 23);
+  EXPECT_GE(server_->dropped(), 2000 - 512);
+  EXPECT_LT(resident_memory() - resident, 100 << 10) << "kB";
+}
+
+// A byte every now and then keeps no connection: a request has its time, whatever comes of it.
+TEST_F(TcpStoreServerTest, WhoSpeaksByteByByteIsDropped) {
+  TcpStoreServer::Options options;
+  options.stall_timeout_ns = kSecond / 2;
+  start(options);
+  const Descriptor slow = validated();
+  const Deadline end = soon();
+  say(slow, "\x01" + u64(1000));
+  while (server_->dropped() == 0 && !end.passed()) {
+    (void)send(slow.get(), "k", 1, MSG_NOSIGNAL);
+    poll(nullptr, 0, 20);
+  }
+  EXPECT_EQ(server_->dropped(), 1);
+}
+
 TEST_F(TcpStoreServerTest, WhatIsStoredIsBounded) {
   TcpStoreServer::Options options;
   options.max_stored_bytes = 3000;
@@ -343,7 +417,16 @@ TEST_F(TcpStoreServerTest, TorchsClient) {
       "assert s.delete_key('a') and not s.delete_key('a')\n"
       "try: s.wait(['never'], datetime.timedelta(milliseconds=200)); assert False\n"
       "except d.DistStoreError: pass\n"
-      "s.wait(['c', 'n']); assert s.num_keys() >= 2\n";
+      "s.wait(['c', 'n']); assert s.num_keys() >= 2\n"
+      "s.append('p', 'x'); s.append('p', 'y'); s.multi_set(['q', 'r'], ['1', '2'])\n"
+      "assert s.multi_get(['r', 'p']) == [b'2', b'xy'] and 'q' in s.list_keys()\n"
+      "s.barrier('b', 1)\n"
+      // A whole world of one over it, as its own launcher would make it.
+      "w = d.TCPStore('" +
+      host_ +
+      "', 29500, 2, is_master=False, wait_for_workers=True)\n"
+      "d.init_process_group('gloo', store=d.PrefixStore('pg', w), rank=0, world_size=1)\n"
+      "d.barrier(); d.destroy_process_group()\n";
   EXPECT_EQ(std::system((std::string(python) + " -c \"" + program + "\"").c_str()), 0);
   EXPECT_EQ(server_->dropped(), 0);
 }

@@ -179,15 +179,40 @@ TEST(DsConfig, SaysOfEachKeyWhatBecomesOfIt) {
   EXPECT_THAT(honoured,
               Contains(AllOf(HasSubstr("'ds.json': honoured: "), HasSubstr("bf16.enabled"),
                              HasSubstr("gradient_accumulation_steps"),
+                             HasSubstr("stage3_prefetch_bucket_size"),
                              HasSubstr("optimizer.params.betas"))));
   EXPECT_THAT(honoured, Contains(AllOf(HasSubstr("zero_optimization.stage 3"),
                                        HasSubstr("stages 0 to 3 mean the same"))));
   const auto accepted = notes_of(config, DsClass::kAccepted);
   EXPECT_THAT(accepted,
               Contains(AllOf(HasSubstr("offload_param.device cpu"), HasSubstr("anyway"))));
-  EXPECT_THAT(accepted, Contains(AllOf(HasSubstr("zero_optimization.overlap_comm"),
-                                       HasSubstr("stage3_prefetch_bucket_size"),
-                                       HasSubstr("nothing is gathered"))));
+  EXPECT_THAT(accepted,
+              Contains(AllOf(HasSubstr("zero_optimization.overlap_comm"),
+                             HasSubstr("contiguous_gradients"), HasSubstr("nothing is gathered"))));
+}
+
+TEST(DsConfig, SaysWhatPassesBetweenNodes) {
+  const std::string text = R"({"communication_data_type": "bf16", "zero_optimization": {
+      "stage": 3, "stage3_prefetch_bucket_size": 5e6, "stage3_max_live_parameters": 2e8}})";
+  const EffectiveOptions o = effective(text);
+  EXPECT_EQ(o.prefetch_parameters, 5'000'000);
+  EXPECT_EQ(o.live_parameters, 200'000'000);
+  EXPECT_EQ(o.wire_type, GradientType::kBFloat16);
+  const EffectiveOptions automatic =
+      effective(R"({"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": "auto"}})");
+  EXPECT_EQ(automatic.prefetch_parameters, 50'000'000);
+  EXPECT_EQ(automatic.wire_type, GradientType::kAuto);
+  TrainOptions given;
+  given.wire_type = GradientType::kFloat32;
+  given.live_parameters = 1;
+  const auto file = train::parse_ds_config(text, "ds.json");
+  ASSERT_TRUE(file.ok());
+  const auto contradicted = train::resolve(given, &*file, 1);
+  ASSERT_FALSE(contradicted.ok());
+  EXPECT_THAT(contradicted.error().message(),
+              AllOf(HasSubstr("communication_data_type=bfloat16 vs --wire-dtype float32"),
+                    HasSubstr("stage3_max_live_parameters=200000000 vs --live-parameters 1")));
+  EXPECT_FALSE(train::parse_ds_config(R"({"communication_data_type": "fp16"})", "ds.json").ok());
 }
 
 // --- precedence ---

@@ -103,7 +103,7 @@ class Job {
       int threads = 1, Isa isa = must(cpu_isa())->chosen)
       : directory_(must(model::ModelDirectory::open(directory))),
         options_(std::move(options)),
-        layout_(directory_.config(), group.local_size()) {
+        layout_(directory_.config(), group.size()) {
     options_.compute_type =
         sizeof(E) == 4 ? train::ComputeType::kFloat32 : train::ComputeType::kBFloat16;
     options_.world_size = group.size();
@@ -112,9 +112,10 @@ class Job {
     pool.spin_us = 0;
     pool_ = must(ThreadPool::create(pool));
     gemm_ = must(kernels::Gemm<E>::create(pool_.get(), isa));
-    plan_ = must(train::make_plan(directory_.config(), options_, group.local_size(), threads));
+    plan_ = must(train::make_plan(directory_.config(), options_, group.nodes(), threads));
     typename store::Parameters<E>::Options store;
     store.gradient_dtype = plan_.gradient_dtype;
+    store.window_slots = std::max(1, plan_.window_slots);
     parameters_ = must(store::Parameters<E>::create(&layout_, &group, store, Deadline::never()));
     must(checkpoint::load_model(directory_, *parameters_, group, {}, Deadline::never(), nullptr));
     typename train::StepRunner<E>::Parts parts{

@@ -5,79 +5,10 @@
 #include <cmath>
 #include <limits>
 
-#include "golden_job.h"
+#include "step_job.h"
 
 namespace amxt::test {
 namespace {
-
-struct Setting {
-  int world = 1;
-  int threads = 1;
-  int64_t wave = 0;
-  train::Keep keep = train::Keep::kAuto;
-  train::GradientType gradient = train::GradientType::kFloat32;
-};
-
-constexpr int64_t kGlobalBatch = 8;
-constexpr int kSteps = 10;
-
-// Samples of rank `rank` in a global batch of kGlobalBatch, in the order of the job: k = accumulation x world + rank.
-train::Batch part_of_batch(const Golden& golden, int64_t step, int world, int rank) {
-  const std::vector<int64_t> tokens = golden.integers("adamw.tokens"),
-                             labels = golden.integers("adamw.labels");
-  const int64_t T = golden.shape("adamw.tokens")[2], rows = static_cast<int64_t>(tokens.size()) / T;
-  train::Batch batch;
-  batch.resize(kGlobalBatch / world, T);
-  for (int64_t a = 0; a < kGlobalBatch / world; ++a) {
-    const int64_t k = a * world + rank;
-    const train::Batch one = golden_batch(tokens, labels, T, (step * 3 + k) % rows, 1);
-    const auto copy = [&](const auto& from, auto& to) {
-      std::copy(from.begin(), from.end(), to.begin() + a * T);
-    };
-    copy(one.token, batch.token);
-    copy(one.target, batch.target);
-    copy(one.weight, batch.weight);
-    copy(one.document_start, batch.document_start);
-    copy(one.position, batch.position);
-  }
-  batch.tokens = batch.samples * T;
-  return batch;
-}
-
-// Losses and norms of kSteps steps.
-template <typename E>
-std::vector<double> curve(const std::string& name, const Setting& setting) {
-  const Golden golden(name);
-  const int64_t T = golden.shape("adamw.tokens")[2];
-  std::vector<double> values;
-  ThreadGroups groups(setting.world);
-  groups.run([&](comm::Group& group) {
-    train::EffectiveOptions options = golden_options(T, 1, kGlobalBatch / setting.world);
-    options.wave = setting.wave;
-    options.keep = setting.keep;
-    options.gradient_type = setting.gradient;
-    Job<E> job(golden_path(name), group, options, setting.threads);
-    for (int64_t step = 0; step < kSteps; ++step) {
-      const train::StepResult result =
-          job.step(part_of_batch(golden, step, setting.world, group.rank()), step + 1, 1e-3);
-      if (group.rank() == 0) {
-        values.push_back(result.loss);
-        values.push_back(result.grad_norm);
-      }
-    }
-  });
-  return values;
-}
-
-std::string hex(const std::vector<double>& values) {
-  std::string text;
-  char number[40];
-  for (double value : values) {
-    std::snprintf(number, sizeof number, "%a ", value);
-    text += number;
-  }
-  return text;
-}
 
 class StepBitsTest : public testing::TestWithParam<std::string> {};
 
@@ -115,23 +46,6 @@ TEST_P(StepBitsTest, WorldsOfOneToEightGiveTheSameBitsInFloat32) {
 INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest,
                          testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
                          [](const auto& test) { return test.param; });
-
-// All of the state that a step could change, of this rank.
-template <typename E>
-std::vector<float> state_of(Job<E>& job) {
-  std::vector<float> all;
-  for (const store::OwnedRange& range : job.layout().ranges(job.parameters().owner(), -1)) {
-    const int64_t n =
-        range.rows() * job.layout().specs()[static_cast<size_t>(range.tensor)].columns;
-    for (store::RowKind kind :
-         {store::RowKind::kMaster, store::RowKind::kFirstMoment, store::RowKind::kSecondMoment}) {
-      std::vector<float> values(static_cast<size_t>(n));
-      job.parameters().read_rows(kind, range, range.row_begin, range.rows(), values.data());
-      all.insert(all.end(), values.begin(), values.end());
-    }
-  }
-  return all;
-}
 
 class StepTransactionTest : public testing::Test {
  protected:

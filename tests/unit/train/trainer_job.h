@@ -135,11 +135,12 @@ class Rank {
   std::optional<Error> refused_;
 };
 
-// Runs body on a thread for each rank; one that has failed does not keep the others.
-inline void on_ranks(int world, const std::function<void(std::shared_ptr<comm::Group>)>& body) {
-  ThreadGroups groups(world);
+// Runs body on a thread for each rank, whose node is given; one that has failed does not keep the others.
+inline void on_nodes(const std::vector<int>& nodes,
+                     const std::function<void(std::shared_ptr<comm::Group>)>& body) {
+  ThreadGroups groups(nodes);
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < world; ++rank) {
+  for (int rank = 0; rank < static_cast<int>(nodes.size()); ++rank) {
     threads.emplace_back([&groups, &body, rank] {
       const std::shared_ptr<comm::Group> group = groups.group(rank);
       try {
@@ -151,6 +152,10 @@ inline void on_ranks(int world, const std::function<void(std::shared_ptr<comm::G
     });
   }
   for (std::thread& thread : threads) thread.join();
+}
+
+inline void on_ranks(int world, const std::function<void(std::shared_ptr<comm::Group>)>& body) {
+  on_nodes(std::vector<int>(static_cast<size_t>(world)), body);
 }
 
 inline void alone(const std::function<void(std::shared_ptr<comm::Group>)>& body) {
