@@ -383,6 +383,8 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
   Found found;
   LaunchInfo info;
   info.interface = environment("AMXTRAIN_SOCKET_IFNAME").value_or("");
+  info.node_is_named = environment("AMXTRAIN_NODE_ID").has_value();
+  info.secret_file = environment("AMXTRAIN_SECRET_FILE").value_or("");
   const std::vector<LauncherSet> sets = launcher_sets(environment);
   const LauncherSet* taken = nullptr;
   if (options.rank >= 0 || options.world_size >= 0) {
@@ -409,6 +411,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
 
   AMXT_TRY(check_ranks(found));
   AMXT_TRY(check_nodes(found));
+  info.local_size_is_guess = found.local_world_size < 0;
   AMXT_TRY(derive_local(&found, &info.notes));
   info.rank = found.rank;
   info.world_size = found.world_size;

@@ -11,6 +11,8 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <ctime>
+#include <memory>
 
 #include "base/text.h"
 
@@ -80,24 +82,67 @@ Address address_from(const sockaddr* name) {
   return address;
 }
 
-Result<std::vector<Address>> resolve(const std::string& host, int port) {
+namespace {
+
+// A look-up of the C library's own thread, which outlives who gives up on it: its memory is then left to it.
+struct Lookup {
+  std::string host, service;
   addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_NUMERICSERV;
-  addrinfo* list = nullptr;
-  const std::string service = std::to_string(port);
-  const int error = getaddrinfo(host.c_str(), service.c_str(), &hints, &list);
+  gaicb request{};
+
+  Lookup(const std::string& name, int port) : host(name), service(std::to_string(port)) {
+    hints.ai_family = AF_UNSPEC;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV;
+    request.ar_name = host.c_str();
+    request.ar_service = service.c_str();
+    request.ar_request = &hints;
+  }
+  ~Lookup() {
+    if (request.ar_result != nullptr) freeaddrinfo(request.ar_result);
+  }
+};
+
+// An error of getaddrinfo, or EAI_INPROGRESS at the deadline.
+int look_up(gaicb* request, Deadline deadline) {
+  // A number needs nobody's answer, and no thread.
+  addrinfo number = *request->ar_request;
+  number.ai_flags |= AI_NUMERICHOST;
+  if (getaddrinfo(request->ar_name, request->ar_service, &number, &request->ar_result) == 0) {
+    return 0;
+  }
+  gaicb* list[] = {request};
+  const int started = getaddrinfo_a(GAI_NOWAIT, list, 1, nullptr);
+  if (started != 0) return started;
+  while (gai_error(request) == EAI_INPROGRESS && !deadline.passed()) {
+    const int left_ms = deadline.poll_ms(1000);
+    const timespec wait{left_ms / 1000, left_ms % 1000 * 1'000'000};
+    gai_suspend(list, 1, &wait);
+  }
+  return gai_error(request);
+}
+
+}  // namespace
+
+Result<std::vector<Address>> resolve(const std::string& host, int port, Deadline deadline) {
+  auto lookup = std::make_unique<Lookup>(host, port);
+  const int error = look_up(&lookup->request, deadline);
+  if (error == EAI_INPROGRESS) {
+    if (gai_cancel(&lookup->request) == EAI_NOTCANCELED) (void)lookup.release();
+    return Error(Code::kNotFound, fmt::format("host {} (MASTER_ADDR) is not resolved: no answer "
+                                              "within the deadline",
+                                              quote(host)));
+  }
   if (error != 0) {
     return Error(Code::kNotFound, fmt::format("host {} (MASTER_ADDR) is not resolved: {}",
                                               quote(host), gai_strerror(error)));
   }
   std::vector<Address> addresses;
-  for (const addrinfo* entry = list; entry != nullptr; entry = entry->ai_next) {
+  for (const addrinfo* entry = lookup->request.ar_result; entry != nullptr;
+       entry = entry->ai_next) {
     if (entry->ai_family != AF_INET && entry->ai_family != AF_INET6) continue;
     addresses.push_back(address_from(entry->ai_addr));
   }
-  freeaddrinfo(list);
   if (addresses.empty()) {
     return Error(Code::kNotFound,
                  fmt::format("host {} (MASTER_ADDR) has no internet address", quote(host)));
@@ -113,23 +158,53 @@ bool meets_itself(int fd) {
          near_length == far_length && std::memcmp(&near, &far, near_length) == 0;
 }
 
-Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
-  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!socket) return system_error("socket", errno);
-  if (::connect(socket.get(), address.get(), address.length) != 0) {
-    if (errno != EINPROGRESS && errno != EINTR) return system_error("connect", errno);
-    AMXT_ASSIGN(const bool ready, wait_for(socket.get(), POLLOUT, deadline));
-    if (!ready) return Error(Code::kTimeout, "connect: no answer within the deadline", ETIMEDOUT);
-    int error = 0;
-    socklen_t length = sizeof error;
-    getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
-    if (error != 0) return system_error("connect", error);
-  }
-  if (meets_itself(socket.get())) {
-    return system_error("connect", ECONNREFUSED);
-  }
+void set_no_delay(const Descriptor& socket) {
   const int on = 1;
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+Result<Descriptor> start_connect_tcp(const Address& address) {
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket) return system_error("socket", errno);
+  set_no_delay(socket);
+  if (::connect(socket.get(), address.get(), address.length) != 0 && errno != EINPROGRESS &&
+      errno != EINTR) {
+    return system_error("connect", errno);
+  }
+  return socket;
+}
+
+Status end_connect_tcp(int socket) {
+  int error = 0;
+  socklen_t length = sizeof error;
+  getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &length);
+  if (error == 0 && meets_itself(socket)) error = ECONNREFUSED;
+  if (error != 0) return system_error("connect", error);
+  return {};
+}
+
+Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
+  AMXT_ASSIGN(Descriptor socket, start_connect_tcp(address));
+  AMXT_ASSIGN(const bool ready, wait_for(socket.get(), POLLOUT, deadline));
+  if (!ready) return Error(Code::kTimeout, "connect: no answer within the deadline", ETIMEDOUT);
+  AMXT_TRY(end_connect_tcp(socket.get()));
+  return socket;
+}
+
+Result<Descriptor> listen_tcp(const Address& address, Address* bound) {
+  const auto failed = [&](const char* call) {
+    return system_error(fmt::format("{}: {}", address.text, call), errno);
+  };
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket) return failed("socket");
+  if (bind(socket.get(), address.get(), address.length) != 0) return failed("bind");
+  if (listen(socket.get(), SOMAXCONN) != 0) return failed("listen");
+  sockaddr_storage own{};
+  socklen_t length = sizeof own;
+  if (getsockname(socket.get(), reinterpret_cast<sockaddr*>(&own), &length) != 0) {
+    return failed("getsockname");
+  }
+  if (bound != nullptr) *bound = address_from(reinterpret_cast<const sockaddr*>(&own));
   return socket;
 }
 

@@ -57,18 +57,25 @@ bool is_worth_retrying(const Error& error) { return error.code() == Code::kIo; }
 
 Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::connect(const std::string& host, int port,
                                                                 Deadline deadline) {
-  return connect(host, port, deadline, Options{});
+  return connect(host, port, deadline, Options());
 }
 
 Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::connect(const std::string& host, int port,
                                                                 Deadline deadline,
                                                                 const Options& options) {
+  return connect([&](Deadline until) { return resolve(host, port, until); }, deadline, options);
+}
+
+Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::connect(const FindAddresses& find_addresses,
+                                                                Deadline deadline,
+                                                                const Options& options) {
   int64_t pause_ns = kFirstPauseNs;
   for (;;) {
-    Error last(Code::kTimeout, fmt::format("store {}:{}: no time left to connect", host, port));
-    auto addresses = resolve(host, port);
+    const auto addresses = find_addresses(deadline);
+    std::optional<Error> last;
     if (!addresses) {
-      last = std::move(addresses).error();
+      last = addresses.error();
+      if (last->code() != Code::kNotFound) return *std::move(last);
     } else {
       for (const Address& address : *addresses) {
         auto client = try_connect(address, deadline, options);
@@ -78,8 +85,8 @@ Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::connect(const std::strin
       }
     }
     if (deadline.left_ns() <= pause_ns) {
-      return Error(last.code() == Code::kIo ? Code::kTimeout : last.code(), last.message(),
-                   last.sys_errno());
+      return Error(last->code() == Code::kIo ? Code::kTimeout : last->code(), last->message(),
+                   last->sys_errno());
     }
     pause_until(deadline.earlier(Deadline::after(pause_ns)));
     pause_ns = std::min(2 * pause_ns, kLongestPauseNs);
@@ -97,39 +104,76 @@ Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::try_connect(const Addres
   }
   std::unique_ptr<TcpStoreClient> client(
       new TcpStoreClient(std::move(*socket), address.text, options));
-
-  // One segment: a store may judge the first byte and the magic number by one read.
-  std::string hello = store_request(StoreOperation::kValidate);
-  append_integer(&hello, kStoreMagic);
-  AMXT_TRY(client->send(hello, deadline));
-  const auto nonce = static_cast<uint32_t>(getpid());
-  std::string ping = store_request(StoreOperation::kPing);
-  append_integer(&ping, nonce);
-  AMXT_TRY(client->send(ping, deadline));
-
   const Deadline answer_by = deadline.earlier(Deadline::after(options.ping_timeout_ns));
-  uint32_t echo = 0;
-  char bytes[sizeof echo];
-  auto answered = receive_all(client->socket_.get(), bytes, sizeof bytes, answer_by);
-  if (!answered && answered.error().code() == Code::kTimeout) {
+  auto greeted = client->greet(answer_by);
+  if (!greeted && greeted.error().code() == Code::kTimeout) {
     return Error(
         Code::kTimeout,
         fmt::format("store {}: accepts connections and never answers: not a c10d TCPStore, "
                     "or one that is stopped",
                     address.text));
   }
-  if (!answered) {
-    return std::move(answered).error().in(
-        fmt::format("store {}: closes new connections: not a c10d TCPStore, or one that is full",
-                    address.text));
+  if (!greeted && greeted.error().code() == Code::kIo) {
+    return std::move(greeted).error().in(fmt::format(
+        "store {}: closes new connections: not a c10d TCPStore, one that is full, or {}",
+        address.text,
+        options.secret ? "one without this rank's secret (AMXTRAIN_SECRET_FILE)"
+                       : "one that asks for a secret (AMXTRAIN_SECRET_FILE)"));
   }
+  if (!greeted) return std::move(greeted).error().in("store " + address.text);
+  return client;
+}
+
+Status TcpStoreClient::greet(Deadline deadline) {
+  // One segment: a store may judge the first byte and the magic number by one read.
+  std::string hello = store_request(StoreOperation::kValidate);
+  append_integer(&hello, kStoreMagic);
+  AMXT_TRY(send_all(socket_.get(), hello, deadline));
+  if (options_.secret) AMXT_TRY(prove(deadline));
+  return ping(deadline);
+}
+
+Status TcpStoreClient::prove(Deadline deadline) {
+  AMXT_ASSIGN(const Challenge clients, make_challenge());
+  std::string request = store_request(StoreOperation::kProve);
+  request.append(reinterpret_cast<const char*>(clients.data()), clients.size());
+  AMXT_TRY(send_all(socket_.get(), request, deadline));
+  Challenge servers{};
+  AMXT_TRY(receive_all(socket_.get(), reinterpret_cast<char*>(servers.data()), servers.size(),
+                       deadline));
+  const auto answer = [&](Role role) {
+    return answer_challenge(options_.secret, role, clients, servers, kStorePurpose);
+  };
+  const Answer own = answer(Role::kClient);
+  AMXT_TRY(
+      send_all(socket_.get(), {reinterpret_cast<const char*>(own.data()), own.size()}, deadline));
+  Answer theirs{};
+  auto received =
+      receive_all(socket_.get(), reinterpret_cast<char*>(theirs.data()), theirs.size(), deadline);
+  // Whoever gives out a challenge asks for a secret, and closes on a wrong one.
+  const bool refused = !received && received.error().code() == Code::kIo;
+  if (!received && !refused) return received;
+  if (refused || !is_same(theirs, answer(Role::kServer))) {
+    return Error(Code::kMismatch,
+                 "rank 0 does not have the same secret as this rank (AMXTRAIN_SECRET_FILE)");
+  }
+  return {};
+}
+
+Status TcpStoreClient::ping(Deadline deadline) {
+  const auto nonce = static_cast<uint32_t>(getpid());
+  std::string ping = store_request(StoreOperation::kPing);
+  append_integer(&ping, nonce);
+  AMXT_TRY(send_all(socket_.get(), ping, deadline));
+  uint32_t echo = 0;
+  char bytes[sizeof echo];
+  AMXT_TRY(receive_all(socket_.get(), bytes, sizeof bytes, deadline));
   std::memcpy(&echo, bytes, sizeof echo);
   if (echo != nonce) {
-    return Error(Code::kCommProtocol,
-                 fmt::format("store {}: not a c10d TCPStore: it answers {}", address.text,
-                             quote(std::string_view(bytes, sizeof bytes))));
+    return Error(Code::kCommProtocol, fmt::format("not a c10d TCPStore: it answers {}",
+                                                  quote(std::string_view(bytes, sizeof bytes))));
   }
-  return client;
+  return {};
 }
 
 Error TcpStoreClient::broken(Error error) {

@@ -5,14 +5,17 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/deadline.h"
 #include "base/result.h"
+#include "comm/secret.h"
 #include "comm/socket.h"
 
 namespace amxt::comm {
@@ -23,10 +26,15 @@ class TcpStoreClient {
     int64_t ping_timeout_ns =
         5'000'000'000;  // a store that accepts and is silent this long is none
     int64_t reply_timeout_ns = 30'000'000'000;  // of any request but a wait
+    Secret secret;  // none: a plain store; else one that proves it and is proven it
   };
+  // Where the store is, asked again before every attempt; kNotFound is worth another one.
+  using FindAddresses = std::function<Result<std::vector<Address>>(Deadline deadline)>;
 
   // Tries again, with growing pauses, until the deadline. Errors: nothing listens (kTimeout), accepts and never answers (kTimeout),
-  // answers something else (kCommProtocol), an unknown host (kNotFound).
+  // answers something else (kCommProtocol), an unknown host (kNotFound), another secret (kMismatch).
+  static Result<std::unique_ptr<TcpStoreClient>> connect(const FindAddresses& find_addresses,
+                                                         Deadline deadline, const Options& options);
   static Result<std::unique_ptr<TcpStoreClient>> connect(const std::string& host, int port,
                                                          Deadline deadline);
   static Result<std::unique_ptr<TcpStoreClient>> connect(const std::string& host, int port,
@@ -55,6 +63,9 @@ class TcpStoreClient {
   static Result<std::unique_ptr<TcpStoreClient>> try_connect(const Address& address,
                                                              Deadline deadline,
                                                              const Options& options);
+  Status greet(Deadline deadline);
+  Status prove(Deadline deadline);
+  Status ping(Deadline deadline);
   Status send(std::string_view request, Deadline deadline);
   Status receive(char* bytes, size_t count, Deadline deadline);
   template <typename Integer>

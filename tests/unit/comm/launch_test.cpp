@@ -185,6 +185,8 @@ TEST(Launch, AMissingLocalSizeMeansOneMachine) {
   const LaunchInfo info = found({}, variables);
   EXPECT_EQ(info.local_rank, 1);
   EXPECT_EQ(info.local_world_size, 3);
+  EXPECT_TRUE(info.local_size_is_guess);
+  EXPECT_FALSE(found({}, torchrun(1, 3)).local_size_is_guess);
   EXPECT_THAT(info.notes, SizeIs(2));
 }
 

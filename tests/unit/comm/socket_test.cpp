@@ -50,6 +50,14 @@ TEST(Socket, NumbersAndNamesResolve) {
   EXPECT_THAT(none.error().message(), HasSubstr("'bad\\x0aname' (MASTER_ADDR) is not resolved"));
 }
 
+TEST(Socket, AResolverHasUntilTheDeadline) {
+  const auto late = resolve("a.name.to.ask.for.invalid", 80, Deadline::after(0));
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().code(), Code::kNotFound);
+  EXPECT_THAT(late.error().message(),
+              HasSubstr("'a.name.to.ask.for.invalid' (MASTER_ADDR) is not resolved"));
+}
+
 TEST(Socket, MoreThanTheBuffersHoldPassesWhole) {
   Pair pair;
   const std::string sent(4 << 20, 's');

@@ -10,12 +10,15 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <span>
 #include <string>
 #include <thread>
 
 #include "comm/socket.h"
 #include "comm/tcp_store_protocol.h"
 #include "unit/comm/rank_threads.h"
+#include "unit/comm/recorded_exchange.h"
 
 namespace amxt::comm::test {
 namespace {
@@ -364,6 +367,93 @@ TEST(TcpStoreClient, AHostThatDoesNotResolve) {
   ASSERT_FALSE(client);
   EXPECT_THAT(client.error().message(),
               AllOf(HasSubstr("'no such host'"), HasSubstr("MASTER_ADDR")));
+}
+
+// The client says what torch's own says where both do the same; the store's side is read from the recording.
+TEST(TcpStoreClient, SaysWhatTorchsClientSays) {
+  using Act = std::function<void(TcpStoreClient&)>;
+  const std::map<std::string, Act> acts = {
+      {"greeting", [](TcpStoreClient&) {}},
+      {"set_and_get",
+       [](TcpStoreClient& client) {
+         EXPECT_TRUE(client.set("/amxt/a", "hello", soon()));
+         EXPECT_EQ(*client.get("/amxt/a", soon()), "hello");
+         EXPECT_TRUE(client.set("/amxt/empty", "", soon()));
+         EXPECT_EQ(*client.get("/amxt/empty", soon()), "");
+         std::string bytes;  // as UTF-8 has them
+         for (int i = 0; i < 256; ++i) {
+           if (i < 128) {
+             bytes += static_cast<char>(i);
+           } else {
+             bytes += static_cast<char>(0xc0 | i >> 6);
+             bytes += static_cast<char>(0x80 | (i & 63));
+           }
+         }
+         EXPECT_TRUE(client.set("/amxt/bytes", bytes, soon()));
+         EXPECT_EQ(*client.get("/amxt/bytes", soon()), bytes);
+       }},
+      {"add",
+       [](TcpStoreClient& client) {
+         EXPECT_EQ(*client.add("/amxt/n", 5, soon()), 5);
+         EXPECT_EQ(*client.add("/amxt/n", -7, soon()), -2);
+         EXPECT_EQ(*client.get("/amxt/n", soon()), "-2");
+         EXPECT_TRUE(client.set("/amxt/m", "41", soon()));
+         EXPECT_EQ(*client.add("/amxt/m", 1, soon()), 42);
+       }},
+      {"check",
+       [](TcpStoreClient& client) {
+         const std::string keys[] = {"/amxt/a", "/amxt/zz"};
+         EXPECT_TRUE(client.set("/amxt/a", "x", soon()));
+         EXPECT_TRUE(*client.check(std::span(keys, 1), soon()));
+         EXPECT_FALSE(*client.check(keys, soon()));
+       }},
+      {"compare_set",
+       [](TcpStoreClient& client) {
+         EXPECT_EQ(*client.compare_set("/amxt/c", "", "v1", soon()), "v1");
+         EXPECT_EQ(*client.compare_set("/amxt/c", "bad", "v2", soon()), "v1");
+         EXPECT_EQ(*client.compare_set("/amxt/c", "v1", "v2", soon()), "v2");
+         EXPECT_EQ(*client.compare_set("/amxt/d", "bad", "v2", soon()), "bad");
+         const std::string keys[] = {"/amxt/d"};
+         EXPECT_FALSE(*client.check(keys, soon()));
+       }},
+      {"wait",
+       [](TcpStoreClient& client) {
+         const std::string keys[] = {"/amxt/a", "/amxt/never"};
+         EXPECT_TRUE(client.set("/amxt/a", "x", soon()));
+         EXPECT_TRUE(client.wait(std::span(keys, 1), soon()));
+         EXPECT_EQ(client.wait(keys, Deadline::after(kSecond / 20)).error().code(), Code::kTimeout);
+         EXPECT_TRUE(*client.check(std::span(keys, 1), soon()));
+       }},
+      {"delete_and_count", [](TcpStoreClient& client) {
+         EXPECT_EQ(*client.add("/amxt/a", 1, soon()), 1);
+         EXPECT_TRUE(*client.remove("/amxt/a", soon()));
+         EXPECT_FALSE(*client.remove("/amxt/a", soon()));
+         EXPECT_EQ(*client.add("/amxt/b", 1, soon()), 1);
+         EXPECT_EQ(*client.key_count(soon()), 1);
+       }}};
+  for (const char* kind : {"libuv", "poll"}) {
+    size_t played = 0;
+    for (const RecordedExchange& exchange : recorded_exchanges(kind)) {
+      const auto act = acts.find(exchange.name);
+      if (act == acts.end()) continue;
+      ++played;
+      SCOPED_TRACE(exchange.name + " of " + kind);
+      ScriptedStore store([&](int fd) {
+        for (const Utterance& utterance : exchange.utterances) {
+          std::string bytes = utterance.bytes;
+          // What is recorded is the ping of another process.
+          if (bytes.starts_with(kHello)) bytes = kHello + "\x0d" + own_pid_bytes();
+          if (&utterance == &exchange.utterances[1]) bytes = own_pid_bytes();
+          utterance.by_client ? expect(fd, bytes) : answer(fd, bytes);
+        }
+        EXPECT_EQ(read_once(fd, 1), "") << "the client said more than torch's";
+      });
+      auto client = TcpStoreClient::connect(store.host(), store.port(), soon());
+      ASSERT_TRUE(client) << client.error().message();
+      act->second(**client);
+    }
+    EXPECT_EQ(played, acts.size());
+  }
 }
 
 // Torch's own store, where a python that has torch is named.
