@@ -179,17 +179,20 @@ bool StepControl::cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank
 Status StepControl::cancel(const Error& error) {
   Slot& s = slot();
   if (group_->node() == 0) {
-    if (cancel_slot(s, kUndecided, static_cast<int32_t>(error.code()), group_->rank(),
-                    error.message()))
+    for (const uint32_t from : {kUndecided, kPrepared}) {
+      if (!cancel_slot(s, from, static_cast<int32_t>(error.code()), group_->rank(),
+                       error.message()))
+        continue;
       tell_others(Kind::kCancelled, &error);
-  } else {
-    uint32_t expected = kUndecided;
-    if (s.decision.compare_exchange_strong(expected, kAsked, std::memory_order_acq_rel))
-      tell(0, Kind::kCancelled, &error);
-    while (s.decision.load(std::memory_order_acquire) == kAsked)
-      AMXT_TRY(wait_change(&s.decision, kAsked, false));
+      break;
+    }
+    return ended();
   }
-  return ended();
+  uint32_t decision = kUndecided;
+  if (s.decision.compare_exchange_strong(decision, kAsked, std::memory_order_acq_rel) ||
+      decision == kPrepared)
+    tell(0, Kind::kCancelled, &error);
+  return settle();
 }
 
 Status StepControl::wait_change(const std::atomic<uint32_t>* word, uint32_t seen, bool can_end) {
@@ -319,7 +322,7 @@ Status StepControl::commit() {
     uint32_t expected = kUndecided;
     const uint32_t next = group_->node_count() == 1 ? kCommitted : kPrepared;
     if (!s.decision.compare_exchange_strong(expected, next, std::memory_order_acq_rel))
-      return settle();
+      return settle();  // a cancel was before it
     futex_wake_all(&s.decision, FutexScope::kShared);
     if (next == kCommitted) return {};
     if (group_->node() == 0) {
@@ -329,10 +332,11 @@ Status StepControl::commit() {
     }
   }
   AMXT_TRY(wait_change(&s.decision, kUndecided, true));
+  AMXT_TRY(wait_change(&s.decision, kPrepared, true));
   return settle();
 }
 
-// This node can't end the attempt any more: the first one will say how it ended.
+// The first node will say how the attempt ended.
 Status StepControl::settle() {
   Slot& s = slot();
   for (;;) {

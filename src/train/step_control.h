@@ -6,8 +6,8 @@
 // stay paired, the n-th of one rank with the n-th of every other. A rank may be ahead of the slowest by the attempts that it cancelled.
 //
 // Each node has its own word, and the first node's is the one that counts. A node is prepared when all its ranks have come to commit(), and
-// the first node commits when every node is. Until a node is prepared any of its ranks may ask for a cancel: it will not be prepared then, and
-// the first node cancels for all, with the error of the first that it hears of. What the nodes tell each other are the group's small
+// the first node commits when every node is. Any rank may ask it for a cancel; before its node is prepared that can't fail. The first node
+// cancels for all, with the error of the first that it hears of. What the nodes tell each other are the group's small
 // messages, to the leader of each node. A node that loses the first one while it waits for the word can't know how the step ended: the group
 // is dead then, and the state is a checkpoint's.
 //
