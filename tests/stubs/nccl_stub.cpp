@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -22,6 +23,11 @@
 #include "base/bf16.h"
 
 #define STUB extern "C" __attribute__((visibility("default")))
+#ifdef NCCL_STUB_PARTIAL
+#define ALMOST_STUB extern "C" __attribute__((visibility("hidden")))
+#else
+#define ALMOST_STUB STUB
+#endif
 
 namespace {
 
@@ -437,8 +443,7 @@ STUB int ncclAllGather(const void* send, void* receive, size_t count, int type, 
   });
 }
 
-#ifndef NCCL_STUB_PARTIAL
-STUB int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op,
+ALMOST_STUB int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op,
                            Comm* comm, void* stream) {
   return comm->enqueue(stream, [=] {
     if (!comm->meet(send)) return false;
@@ -451,7 +456,6 @@ STUB int ncclReduceScatter(const void* send, void* receive, size_t count, int ty
     return comm->meet();
   });
 }
-#endif
 
 STUB int ncclSend(const void* data, size_t count, int type, int peer, Comm* comm, void* stream) {
   return comm->enqueue(stream, [=] {
@@ -516,6 +520,34 @@ STUB int cuStreamQuery(void* stream) {
 }
 STUB int cuStreamCreate(void** stream, unsigned) {
   *stream = new Stream();
+  return kSuccess;
+}
+STUB int cuMemAlloc_v2(void** memory, size_t bytes) {
+  *memory = std::malloc(bytes);
+  return *memory != nullptr ? kSuccess : 2;
+}
+STUB int cuMemFree_v2(void* memory) {
+  std::free(memory);
+  return kSuccess;
+}
+STUB int cuMemcpyHtoD_v2(void* to, const void* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
+  return kSuccess;
+}
+STUB int cuMemcpyDtoH_v2(void* to, const void* from, size_t bytes) {
+  std::memcpy(to, from, bytes);
+  return kSuccess;
+}
+STUB int cuDeviceGetCount(int* devices) {
+  *devices = 8;
+  return kSuccess;
+}
+STUB int cuDeviceGet(int* device, int ordinal) {
+  *device = ordinal;
+  return kSuccess;
+}
+STUB int cuDevicePrimaryCtxRetain(void** context, int) {
+  *context = &the_context;
   return kSuccess;
 }
 STUB int cuStreamDestroy_v2(void* stream) {
