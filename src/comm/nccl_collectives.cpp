@@ -14,7 +14,9 @@
 #include <string_view>
 #include <utility>
 
+#include "comm/group_collectives.h"
 #include "comm/quiet_thread.h"
+#include "comm/shm_area.h"
 
 namespace amxt::comm {
 namespace {
@@ -66,19 +68,8 @@ bool is_new_id(const NcclUniqueId& id) {
   return seen->emplace(id.bytes, sizeof id.bytes).second;
 }
 
-const char* op_name(int32_t op) {
-  constexpr const char* kNames[] = {"sum", "max", "min", "avg"};
-  return op >= 0 && op < 4 ? kNames[op] : "?";
-}
-
 int64_t sum_of(std::span<const int64_t> counts) {
   return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-}
-
-uint64_t hash_of_counts(std::span<const int64_t> counts) {
-  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, a word at a time
-  for (const int64_t count : counts) hash = (hash ^ static_cast<uint64_t>(count)) * 0x100000001b3u;
-  return hash;
 }
 
 bool all_equal(std::span<const int64_t> counts) {
@@ -112,12 +103,8 @@ struct NcclCollectives::Call {
 
   bool operator==(const Call& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
   std::string text() const {
-    std::string text = get_text(name);
-    if (text == "barrier") return text;
-    text += fmt::format(" of {} {}", count, dtype_name(static_cast<DType>(dtype)));
-    if (op >= 0) text += fmt::format(", {}", op_name(op));
-    if (root >= 0) text += fmt::format(", root {}", root);
-    return text;
+    const std::string called = get_text(name);
+    return CollectiveCall{called.c_str(), static_cast<DType>(dtype), op, root, count, parts}.text();
   }
 };
 
@@ -501,7 +488,7 @@ Status NcclCollectives::all_reduce(const void* send, void* receive, int64_t coun
 Status NcclCollectives::all_gather(const void* send, void* receive, std::span<const int64_t> counts,
                                    DType dtype, const Limits& limits) {
   Call call("all_gather", sum_of(counts), dtype);
-  call.parts = hash_of_counts(counts);
+  call.parts = hash_of(counts);
   AMXT_TRY(agree(call, limits));
   if (call.count == 0) return {};
   return enqueue(call, limits, [&] {
@@ -530,7 +517,7 @@ Status NcclCollectives::reduce_scatter(const void* send, void* receive,
                                        const Limits& limits) {
   Call call("reduce_scatter", sum_of(counts), dtype);
   call.op = static_cast<int32_t>(op);
-  call.parts = hash_of_counts(counts);
+  call.parts = hash_of(counts);
   AMXT_TRY(agree(call, limits));
   if (call.count == 0) return {};
   return enqueue(call, limits, [&] {
@@ -630,6 +617,21 @@ Status NcclCollectives::barrier(const Limits& limits) {
   put_text(call.name, "barrier");
   AMXT_TRY(synchronize(limits));
   return agree(call, limits);
+}
+
+Result<std::unique_ptr<Collectives>> NcclCollectives::split(int color, int key,
+                                                            const Limits& limits) {
+  AMXT_TRY(usable());
+  AMXT_ASSIGN(std::shared_ptr<Collectives> host, host_->split(color, key, limits));
+  const uint32_t attempt = ++splits_;
+  if (host == nullptr) return std::unique_ptr<Collectives>();
+  Options options;
+  options.stream = stream_;
+  options.attempt = attempt;
+  options.nccl = nccl_name_;
+  options.cuda = cuda_name_;
+  AMXT_ASSIGN(auto made, create(group_, std::move(host), options, limits));
+  return std::unique_ptr<Collectives>(std::move(made));
 }
 
 }  // namespace amxt::comm

@@ -72,6 +72,8 @@ class NcclCollectives final : public Collectives {
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   // Of the hosts and their streams: all have come here, and what they had enqueued is done.
   Status barrier(const Limits& limits) override;
+  // By the host's communicator; the new one begins on the same stream.
+  Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) override;
 
  private:
   struct Call;   // what all ranks must say alike
@@ -113,6 +115,7 @@ class NcclCollectives final : public Collectives {
   const std::shared_ptr<Collectives> host_;
   CudaStream stream_;
   const uint32_t attempt_;
+  uint32_t splits_ = 0;
   const std::string nccl_name_, cuda_name_;
   const Nccl* nccl_ = nullptr;
   const Cuda* cuda_ = nullptr;

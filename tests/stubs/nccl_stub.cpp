@@ -130,7 +130,7 @@ struct Comm {
   // True when all ranks have come; false after an abort.
   bool meet(const void* source = nullptr) {
     std::unique_lock lock(world->mutex);
-    world->sources[static_cast<size_t>(rank)] = source;
+    if (source != nullptr) world->sources[static_cast<size_t>(rank)] = source;
     const uint64_t seen = world->meeting;
     if (++world->arrived == world->size) {
       world->arrived = 0;
@@ -444,7 +444,7 @@ STUB int ncclAllGather(const void* send, void* receive, size_t count, int type, 
 }
 
 ALMOST_STUB int ncclReduceScatter(const void* send, void* receive, size_t count, int type, int op,
-                           Comm* comm, void* stream) {
+                                  Comm* comm, void* stream) {
   return comm->enqueue(stream, [=] {
     if (!comm->meet(send)) return false;
     const size_t bytes = count * width(type);

@@ -119,8 +119,7 @@ class ByWayOfGpu final : public comm::Collectives {
                     const Limits& limits) override {
     Buffer from(*gpu_, send, sum(send_counts), dtype);
     Buffer to(*gpu_, nullptr, sum(receive_counts), dtype);
-    AMXT_TRY(
-        inner_->all_to_all(from.data, send_counts, to.data, receive_counts, dtype, limits));
+    AMXT_TRY(inner_->all_to_all(from.data, send_counts, to.data, receive_counts, dtype, limits));
     return finish(to, receive, limits);
   }
   Status send(const void* data, int64_t count, DType dtype, int peer,
@@ -139,8 +138,7 @@ class ByWayOfGpu final : public comm::Collectives {
                                                    const Limits& limits) override {
     AMXT_ASSIGN(auto part, inner_->split(color, key, limits));
     if (part == nullptr) return std::unique_ptr<comm::Collectives>();
-    return std::unique_ptr<comm::Collectives>(
-        std::make_unique<ByWayOfGpu>(gpu_, std::move(part)));
+    return std::unique_ptr<comm::Collectives>(std::make_unique<ByWayOfGpu>(gpu_, std::move(part)));
   }
 
  private:
@@ -163,9 +161,7 @@ class ByWayOfGpu final : public comm::Collectives {
     for (const int64_t count : counts) all += count;
     return all;
   }
-  int64_t own(std::span<const int64_t> counts) const {
-    return counts[static_cast<size_t>(rank())];
-  }
+  int64_t own(std::span<const int64_t> counts) const { return counts[static_cast<size_t>(rank())]; }
   comm::NcclCollectives& nccl() { return static_cast<comm::NcclCollectives&>(*inner_); }
   Status finish(const Buffer& from, void* to, const Limits& limits) {
     AMXT_TRY(nccl().synchronize(limits));
