@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <array>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -43,11 +42,13 @@ class Stub {
     library_.load("nccl_stub_reset", &reset_);
     library_.load("nccl_stub_set", &set_);
     library_.load("nccl_stub_count", &count_);
+    library_.load("nccl_stub_contexts", &contexts_);
     reset_();
   }
   ~Stub() { reset_(); }
   void set(const char* fault, int rank = -1) { set_(fault, rank); }
   int count(const char* what) const { return count_(what); }
+  int contexts() const { return contexts_(); }
   // Communicators that are still there.
   int living() const { return count("made") - count("aborted") - count("destroyed"); }
 
@@ -56,6 +57,7 @@ class Stub {
   void (*reset_)() = nullptr;
   void (*set_)(const char*, int) = nullptr;
   int (*count_)(const char*) = nullptr;
+  int (*contexts_)() = nullptr;
 };
 
 class NcclCollectivesTest : public ::testing::Test {
@@ -410,11 +412,19 @@ TEST_F(NcclCollectivesTest, FinalizeIsAnOrderlyEnd) {
   EXPECT_EQ(stub_.count("aborted"), 0);
 }
 
-TEST_F(NcclCollectivesTest, LeavesTheCallersContextAlone) {
-  // The stub answers "invalid device context" to whoever asks without one, and counts what is left over.
-  run(1, [&](NcclCollectives& all, Group&) {
-    for (int i = 0; i < 10; ++i) ASSERT_TRUE(all.barrier(soon()).ok());
-    std::thread([&] { EXPECT_TRUE(all.barrier(soon()).ok()); }).join();
+// The stub answers "invalid device context" to whoever asks a stream without one.
+TEST_F(NcclCollectivesTest, HasTheContextOfItsStreamDuringCallsAndNotAfterThem) {
+  run(2, [&](NcclCollectives& all, Group&) {
+    const int before = stub_.contexts();
+    float data = 1;
+    ASSERT_TRUE(all.all_reduce(&data, &data, 1, DType::kF32, ReduceOp::kSum, soon()).ok());
+    ASSERT_TRUE(all.barrier(soon()).ok());
+    EXPECT_EQ(stub_.contexts(), before);
+    std::thread([&] {  // one that has no context of its own
+      ASSERT_TRUE(all.synchronize(soon()).ok());
+      EXPECT_EQ(stub_.contexts(), 0);
+    })
+        .join();
   });
 }
 
