@@ -501,7 +501,7 @@ STUB int cuGetErrorString(int result, const char** text) {
   return kSuccess;
 }
 STUB int cuStreamGetCtx(void* stream, void** context) {
-  if (stream == nullptr && fault("no_context", -1)) return 201;
+  if (stream == nullptr || fault("no_context", -1)) return 201;
   *context = &the_context;
   return kSuccess;
 }
@@ -546,6 +546,7 @@ STUB int cuDeviceGetCount(int* devices) {
   return kSuccess;
 }
 STUB int cuDeviceGet(int* device, int ordinal) {
+  if (ordinal < 0 || ordinal > 7) return 101;
   *device = ordinal;
   return kSuccess;
 }
