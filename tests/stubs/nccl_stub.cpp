@@ -495,7 +495,8 @@ STUB int nccl_stub_contexts() { return static_cast<int>(contexts.size()); }
 
 STUB int cuInit(unsigned) { return kSuccess; }
 STUB int cuGetErrorString(int result, const char** text) {
-  *text = result == 201   ? "invalid device context"
+  *text = result == 101   ? "invalid device ordinal"
+          : result == 201 ? "invalid device context"
           : result == 719 ? "unspecified launch failure"
                           : "no error";
   return kSuccess;
