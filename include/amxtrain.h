@@ -130,7 +130,8 @@ AMXT_API const char* amxt_version_string(void);
 
 /**
  * Describes the build as a JSON object: "version", "commit", "compiler", "build_type", "libraries"
- * (name to version, or null when it was not found).
+ * (name to version, or null when it was not found), "optional" ("NCCL" and "NVML", which are opened
+ * at run time: objects as in amxt_topology()).
  *
  * @return borrowed, valid for the life of the process; never NULL.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
@@ -550,6 +551,36 @@ AMXT_API amxt_status amxt_group_create_from_env(amxt_runtime* runtime,
  */
 AMXT_API amxt_status amxt_launch_info(const amxt_group_options* options, char** json,
                                       amxt_error* err);
+
+/**
+ * Describes what ranks find on this machine that talk to each other, as a JSON object:
+ *
+ * "machine" ("processor", "cores", "processors", "virtual"); "numa_nodes" ("node", "cores",
+ * "processors", "memory_bytes", "free_bytes"); "interfaces" ("name", "addresses", "state",
+ * "megabits_per_second", "mtu", "driver", "numa_node", "chosen": the one of the rendezvous,
+ * "reason"); "rdma_devices" ("name", "driver", "efa", "state", "gigabits_per_second", "numa_node",
+ * "usable"); "limits" ("locked_memory_bytes", null for none, "dev_shm_bytes", "dev_shm_free_bytes",
+ * "own_ipc_namespace"); "nccl" and "nvml" ("found", "version", "path", "reason" why not; nvml also
+ * "driver_version", "missing_functions").
+ *
+ * "gpus" (as NVML numbers them: "index", "name", "fault", "uuid", "bus_id", "memory_bytes",
+ * "compute_capability", "pcie_generation", "pcie_width", "nvlinks", "nvlink_generation", "mig",
+ * "virtualization", "cpu_affinity", "numa_affinity"); "pci_gpus" (how many the PCI bus has);
+ * "matrix" (rows of "X", "NV#", "PIX", "PXB", "PHB", "NODE", "SYS" or "?"); "pairs" ("a", "b",
+ * "path", "transport": "p2p", "shared_memory", "network" or "none", "over": "NVLink" or "PCIe",
+ * "gigabytes_per_second": nominal, one way, "reason" why not P2P); "between_hosts" ("transport",
+ * "rdma", "devices", "interface", "plugin", "gigabytes_per_second"); "environment" (variables that
+ * change the way of data); "warnings" ("code", "message").
+ *
+ * What is not known is null. A machine without NVIDIA's driver has no "gpus"; that is no error.
+ *
+ * @param[out] json the text; the caller ends it with amxt_string_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK.
+ * Thread-safety: yes. Blocking: no, but for the time that the driver takes. Collective: no. Since:
+ * 0.1
+ */
+AMXT_API amxt_status amxt_topology(char** json, amxt_error* err);
 
 /**
  * Gives this process' rank in the group.

@@ -11,6 +11,7 @@
 #include "base/dtype.h"
 #include "base/json.h"
 #include "capi/guard.h"
+#include "comm/topology.h"
 #include "kernels/gemm.h"
 
 using namespace amxt;
@@ -95,7 +96,8 @@ std::string describe_build() {
   json["build_type"] = std::string(kBuildType);
   json["sanitizers"] = or_null(kSanitizers);
   json["libraries"] = libraries;
-  return json.dump();
+  json["optional"] = comm::optional_libraries();
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string describe_cpu() {

@@ -1,147 +1,67 @@
 #include "comm/control_message.h"
 
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <sys/un.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstddef>
-#include <cstring>
-#include <type_traits>
-
-#include "base/text.h"
 
 namespace amxt::comm {
 namespace {
 
-static_assert(std::is_trivially_copyable_v<Message>);
-
-struct AbstractAddress {
-  sockaddr_un address{};
-  socklen_t length = 0;
-
-  explicit AbstractAddress(const std::string& name) {
-    address.sun_family = AF_UNIX;
-    const size_t count = std::min(name.size(), sizeof address.sun_path - 1);
-    std::memcpy(address.sun_path + 1, name.data(), count);
-    length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + count);
-  }
-  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&address); }
+struct Header {
+  uint32_t magic = kMessageMagic;
+  MessageKind kind;
+  int32_t code, about_rank;
+  uint64_t sequence;
+  int64_t bytes;
+  uint64_t payload_bytes;
 };
-
-Result<Descriptor> packet_socket() {
-  Descriptor socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!socket) return system_error("unix socket", errno);
-  return socket;
-}
-
-// The first descriptor of the packet goes to `passed`, any other is closed.
-void take_descriptors(msghdr* header, Descriptor* passed) {
-  for (cmsghdr* part = CMSG_FIRSTHDR(header); part != nullptr; part = CMSG_NXTHDR(header, part)) {
-    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) {
-      int fd;
-      std::memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
-      Descriptor owned(fd);
-      if (passed != nullptr && !*passed) *passed = std::move(owned);
-    }
-  }
-}
+static_assert(sizeof(Header) == kMessageHeaderBytes && std::is_trivially_copyable_v<Header>);
 
 }  // namespace
 
-void Message::set_text(std::string_view value) {
-  const size_t count = std::min(value.size(), sizeof text - 1);
-  std::memcpy(text, value.data(), count);
-  text[count] = '\0';
-}
+void Message::set_text(std::string_view text) { payload = text.substr(0, kMaxText); }
 
 std::string Message::get_text() const {
-  std::string line(text, strnlen(text, sizeof text));
+  std::string line = payload.substr(0, std::min(kMaxText, payload.find('\0')));
   std::replace_if(
       line.begin(), line.end(), [](unsigned char c) { return c < 0x20 || c == 0x7F; }, ' ');
   return line;
 }
 
-bool send_message(int socket, const Message& message, int passed) {
-  iovec data{const_cast<Message*>(&message), sizeof message};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &data;
-  header.msg_iovlen = 1;
-  if (passed >= 0) {
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* part = CMSG_FIRSTHDR(&header);
-    part->cmsg_level = SOL_SOCKET;
-    part->cmsg_type = SCM_RIGHTS;
-    part->cmsg_len = CMSG_LEN(sizeof passed);
-    std::memcpy(CMSG_DATA(part), &passed, sizeof passed);
-  }
-  for (;;) {
-    if (sendmsg(socket, &header, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return true;
-    if (errno != EINTR) return false;
-  }
+std::string encode(const Message& message) {
+  Header header{};
+  header.magic = kMessageMagic;
+  header.kind = message.kind;
+  header.code = message.code;
+  header.about_rank = message.about_rank;
+  header.sequence = message.sequence;
+  header.bytes = message.bytes;
+  header.payload_bytes = message.payload.size();
+  std::string bytes;
+  bytes.reserve(sizeof header + message.payload.size());
+  bytes.append(reinterpret_cast<const char*>(&header), sizeof header);
+  bytes += message.payload;
+  return bytes;
 }
 
-Received receive_message(int socket, Message* message, Descriptor* passed) {
-  // A peer that closed with our packets unread shows as one ECONNRESET in front of what it sent.
-  for (int resets = 0;;) {
-    iovec data{message, sizeof *message};
-    alignas(cmsghdr) char control[CMSG_SPACE(4 * sizeof(int))] = {};
-    msghdr header{};
-    header.msg_iov = &data;
-    header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    const ssize_t got = recvmsg(socket, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0 && errno == EAGAIN) return Received::kNothing;
-    if (got < 0 && errno == ECONNRESET && resets++ == 0) continue;
-    if (got <= 0) return Received::kClosed;
-    take_descriptors(&header, passed);
-    const bool whole = got == sizeof *message && (header.msg_flags & MSG_TRUNC) == 0;
-    return whole && message->magic == kMessageMagic ? Received::kMessage : Received::kGarbage;
-  }
+std::optional<size_t> message_bytes(std::string_view bytes) {
+  Header header;
+  if (bytes.size() < sizeof header) return std::nullopt;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  if (header.magic != kMessageMagic) return std::nullopt;
+  if (header.payload_bytes > SIZE_MAX - sizeof header) return std::nullopt;
+  return sizeof header + header.payload_bytes;
 }
 
-Result<Descriptor> listen_abstract(const std::string& name) {
-  AMXT_ASSIGN(Descriptor socket, packet_socket());
-  const AbstractAddress address(name);
-  if (bind(socket.get(), address.get(), address.length) != 0) {
-    return system_error("unix socket: bind", errno);
-  }
-  if (listen(socket.get(), 256) != 0) return system_error("unix socket: listen", errno);
-  return socket;
-}
-
-Result<Descriptor> connect_abstract(const std::string& name) {
-  AMXT_ASSIGN(Descriptor socket, packet_socket());
-  const AbstractAddress address(name);
-  while (connect(socket.get(), address.get(), address.length) != 0) {
-    if (errno == EINTR) continue;
-    if (errno == EAGAIN) return Error(Code::kTimeout, "unix socket: the backlog is full", EAGAIN);
-    if (errno == ECONNREFUSED) return Error(Code::kNotFound, "unix socket: nobody listens", errno);
-    return system_error("unix socket: connect", errno);
-  }
-  return socket;
-}
-
-PeerCredentials peer_credentials(int socket) {
-  ucred credentials{};
-  socklen_t length = sizeof credentials;
-  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0) return {};
-  return {credentials.pid, credentials.uid == geteuid()};
-}
-
-Descriptor process_descriptor(int pid) {
-#ifdef SYS_pidfd_open
-  if (pid > 0) return Descriptor(static_cast<int>(syscall(SYS_pidfd_open, pid, 0)));
-#endif
-  return Descriptor();
+Message decode(std::string_view bytes) {
+  Header header;
+  std::memcpy(&header, bytes.data(), sizeof header);
+  Message message;
+  message.kind = header.kind;
+  message.code = header.code;
+  message.about_rank = header.about_rank;
+  message.sequence = header.sequence;
+  message.bytes = header.bytes;
+  message.payload = bytes.substr(sizeof header);
+  return message;
 }
 
 }  // namespace amxt::comm

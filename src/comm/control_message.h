@@ -1,78 +1,76 @@
-// Messages between ranks of one machine, over unix SOCK_SEQPACKET sockets: one fixed-size packet each, a descriptor along with it
-// where the kind says so.
+// Messages between the ranks of a job: a header of fixed size and a payload, as bytes that mean the same over packets (unix sockets
+// on one machine) and streams (TCP between machines).
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <optional>
 #include <string>
 #include <string_view>
-
-#include "base/result.h"
-#include "comm/socket.h"
+#include <type_traits>
 
 namespace amxt::comm {
 
 enum class MessageKind : uint32_t {
-  kHello = 1,  // who connects, to whom; answered by kWelcome
+  // While two ranks meet, in this order (handshake.h).
+  kHello = 1,  // who connects, to whom
   kWelcome,    // who was connected to
-  kReady,      // the sender has all peers
-  kStart,      // from rank 0 when all are ready, with the descriptor of the control segment
-  kSegment,    // from rank 0, with the descriptor of the shared memory number `sequence`
-  kAbort,      // the sender gives up; code, about_rank and text are the root cause
-  kLeave,      // the sender has finalized: its end of file is no death
+  kProof,      // that the one who connects is of the job
+  kRefuse,     // instead of kProof: the other side's answer was wrong
+  // While the job meets (rendezvous.h).
+  kReady,    // the sender has all peers; payload: which of them are on its node
+  kStart,    // from rank 0 when all are ready; payload: the nodes
+  kControl,  // from a node's leader, with the descriptor of the node's control segment
+  // In the group (control_channel.h).
+  kHeartbeat,  // nothing else to say
+  kSegment,    // from the node's leader, with the descriptor of the shared memory number `sequence`
+  kAbort,  // the sender gives up; code, about_rank and text are the root cause. From rank 0 also: `sequence` collectives have opened
+  kLeave,  // the sender has finalized: its end of file is no death
+  kPost,   // Group::post()
+  // Of a collective of the job, number `sequence` (meeting.h). The first three to rank 0, the last from it to the leaders of nodes.
+  kArrive,   // all ranks of the sender's node are there; code: the collective; payload: theirs
+  kWaiting,  // the sender has been there for a while
+  kGiveUp,   // the sender can't wait any more; code: why, bytes: for which collective
+  kOpen,     // all are there; payload: everyone's
 };
 
-inline constexpr uint32_t kProtocolVersion = 1;
-inline constexpr uint64_t kMessageMagic = 0x314C5254584D4121;  // changes with the layout below
-
-struct Nonce {
-  uint64_t words[2] = {0, 0};
-  bool operator==(const Nonce&) const = default;
-};
-
-// What a rank says about itself.
-struct Identity {
-  int32_t rank = -1, world_size = 0, local_rank = -1, local_world_size = 0;
-  int32_t pid = 0;
-  int32_t threads = 0;
-  Nonce nonce;
-  uint64_t cpus[16] = {};  // affinity mask, CPU 0 is bit 0 of word 0
-  char build[64] = {};     // version and commit of the library
-};
+inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kMessageMagic = 0x32584D41;  // "AMX2"; changes with the layout
+inline constexpr size_t kMaxText = 1023;
+// No payload is longer, but those of kArrive and kOpen, which only proven peers may send.
+inline constexpr size_t kMaxSmallPayload = 4096;
 
 struct Message {
-  uint64_t magic = kMessageMagic;
-  uint32_t protocol = kProtocolVersion;
   MessageKind kind = MessageKind::kHello;
-  int32_t code = 0;         // kAbort, kSegment: a Code
-  int32_t about_rank = -1;  // kAbort: the rank that the root cause is about
-  uint64_t sequence = 0;    // kSegment
-  int64_t bytes = 0;        // kSegment
-  Identity sender;          // kHello, kWelcome
-  Nonce target;             // kHello: of the entry that was read in the store
-  char text[1024] = {};
+  int32_t code = 0;
+  int32_t about_rank = -1;
+  uint64_t sequence = 0;
+  int64_t bytes = 0;
+  std::string payload;
 
-  void set_text(std::string_view value);  // cut to fit
-  std::string get_text() const;           // one line, whatever was sent
+  void set_text(std::string_view text);  // cut to fit
+  std::string get_text() const;          // one line, whatever was sent
+
+  template <typename Struct>
+  void set(const Struct& value) {
+    static_assert(std::is_trivially_copyable_v<Struct>);
+    payload.assign(reinterpret_cast<const char*>(&value), sizeof value);
+  }
+  // False when the payload is no such thing.
+  template <typename Struct>
+  bool get(Struct* value) const {
+    static_assert(std::is_trivially_copyable_v<Struct>);
+    if (payload.size() != sizeof *value) return false;
+    std::memcpy(value, payload.data(), sizeof *value);
+    return true;
+  }
 };
 
-enum class Received { kMessage, kNothing, kClosed, kGarbage };
-
-// Never blocks. False when the peer is gone or does not read; what is lost then is only a message to a peer that is stuck.
-bool send_message(int socket, const Message& message, int passed = -1);
-Received receive_message(int socket, Message* message, Descriptor* passed = nullptr);
-
-// A listening or connected socket; the name is abstract: no file, gone with the process.
-Result<Descriptor> listen_abstract(const std::string& name);
-// kNotFound when nobody listens, kTimeout when the backlog is full (worth another try).
-Result<Descriptor> connect_abstract(const std::string& name);
-
-struct PeerCredentials {
-  int pid = 0;  // 0: in another pid namespace
-  bool same_user = false;
-};
-PeerCredentials peer_credentials(int socket);
-
-// Readable once the process has ended; empty where the kernel or the pid namespace has none.
-Descriptor process_descriptor(int pid);
+inline constexpr size_t kMessageHeaderBytes = 40;
+std::string encode(const Message& message);
+// How long the message is that begins with this header; nothing when it is none.
+std::optional<size_t> message_bytes(std::string_view header);
+// `bytes` is as long as message_bytes() says.
+Message decode(std::string_view bytes);
 
 }  // namespace amxt::comm

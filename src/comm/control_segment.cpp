@@ -22,14 +22,15 @@ struct alignas(64) ControlSegment::Slot {
   std::atomic<uint64_t> number;  // of the last collective that the rank arrived at
   std::atomic<uint32_t> collective;
   std::atomic<uint32_t> cancelled;
-  std::atomic<uint32_t> payload_bytes[2];  // by the collective's number, odd or even
 };
 
 struct ControlSegment::Layout {
   alignas(64) std::atomic<uint64_t> arrivals;  // of all ranks, at all collectives
   // Low 31 bits of the number of the last collective that was opened; kBroken: the next one is broken off.
   alignas(64) std::atomic<uint32_t> gate;
-  Slot slots[kMaxRanks];
+  Slot slots[comm::kMaxLocalRanks];
+  std::atomic<uint32_t> payload_bytes[2]
+                                     [comm::kMaxRanks];  // by the collective's number, odd or even
 };
 
 const char* collective_name(Collective collective) {
@@ -55,18 +56,27 @@ int64_t ControlSegment::bytes_for(int world_size) {
   return static_cast<int64_t>(sizeof(Layout) + 2 * kMaxPayload * static_cast<size_t>(world_size));
 }
 
-Result<ControlSegment> ControlSegment::map(const Descriptor& file, int rank, int world_size) {
+size_t ControlSegment::max_payloads(int world_size) {
+  return static_cast<size_t>(world_size) * (kMaxPayload + sizeof(uint32_t));
+}
+
+Result<ControlSegment> ControlSegment::map(const Descriptor& file, std::vector<int> ranks, int rank,
+                                           int world_size) {
   static_assert(std::atomic<uint64_t>::is_always_lock_free &&
                 std::atomic<uint32_t>::is_always_lock_free);
   AMXT_ASSIGN(std::byte* const data, map_memory_file(file, bytes_for(world_size)));
-  return ControlSegment(data, rank, world_size);
+  return ControlSegment(data, std::move(ranks), rank, world_size);
 }
 
-ControlSegment::ControlSegment(std::byte* data, int rank, int world_size)
-    : layout_(reinterpret_cast<Layout*>(data)), rank_(rank), world_size_(world_size) {}
+ControlSegment::ControlSegment(std::byte* data, std::vector<int> ranks, int rank, int world_size)
+    : layout_(reinterpret_cast<Layout*>(data)),
+      ranks_(std::move(ranks)),
+      rank_(rank),
+      world_size_(world_size) {}
 
 ControlSegment::ControlSegment(ControlSegment&& other) noexcept
     : layout_(std::exchange(other.layout_, nullptr)),
+      ranks_(std::move(other.ranks_)),
       rank_(other.rank_),
       world_size_(other.world_size_),
       number_(other.number_) {}
@@ -75,7 +85,9 @@ ControlSegment::~ControlSegment() {
   unmap_memory(reinterpret_cast<std::byte*>(layout_), bytes_for(world_size_));
 }
 
-ControlSegment::Slot& ControlSegment::slot(int rank) const { return layout_->slots[rank]; }
+ControlSegment::Slot& ControlSegment::slot(int rank) const {
+  return layout_->slots[std::lower_bound(ranks_.begin(), ranks_.end(), rank) - ranks_.begin()];
+}
 
 char* ControlSegment::payload(uint64_t number, int rank) const {
   const size_t index = (number % 2) * static_cast<size_t>(world_size_) + static_cast<size_t>(rank);
@@ -85,17 +97,22 @@ char* ControlSegment::payload(uint64_t number, int rank) const {
 ControlSegment::Arrival ControlSegment::arrive(Collective collective, std::string_view bytes) {
   const uint64_t number = ++number_;
   Slot& own = slot(rank_);
-  std::copy(bytes.begin(), bytes.end(), payload(number, rank_));
-  own.payload_bytes[number % 2].store(static_cast<uint32_t>(bytes.size()),
-                                      std::memory_order_relaxed);
+  put_payload(number, rank_, bytes);
   own.collective.store(static_cast<uint32_t>(collective), std::memory_order_relaxed);
   own.number.store(number, std::memory_order_release);
   const uint64_t before = layout_->arrivals.fetch_add(1, std::memory_order_acq_rel);
-  return {number, before + 1 == number * static_cast<uint64_t>(world_size_)};
+  return {number, before + 1 == number * static_cast<uint64_t>(ranks_.size())};
+}
+
+void ControlSegment::put_payload(uint64_t number, int rank, std::string_view bytes) {
+  bytes = bytes.substr(0, kMaxPayload);
+  std::copy(bytes.begin(), bytes.end(), payload(number, rank));
+  layout_->payload_bytes[number % 2][rank].store(static_cast<uint32_t>(bytes.size()),
+                                                 std::memory_order_relaxed);
 }
 
 int ControlSegment::disagrees() const {
-  for (int rank = 0; rank < world_size_; ++rank) {
+  for (const int rank : ranks_) {
     if (collective(rank) != collective(rank_)) return rank;
   }
   return -1;
@@ -135,7 +152,7 @@ void ControlSegment::wake() const { futex_wake_all(&layout_->gate, FutexScope::k
 
 std::vector<int> ControlSegment::missing(uint64_t number) const {
   std::vector<int> ranks;
-  for (int rank = 0; rank < world_size_; ++rank) {
+  for (const int rank : ranks_) {
     if (slot(rank).number.load(std::memory_order_acquire) < number) ranks.push_back(rank);
   }
   return ranks;
@@ -156,7 +173,7 @@ bool ControlSegment::has_cancelled(int rank) const {
 std::vector<std::string> ControlSegment::payloads(uint64_t number) const {
   std::vector<std::string> all;
   for (int rank = 0; rank < world_size_; ++rank) {
-    const size_t bytes = slot(rank).payload_bytes[number % 2].load(std::memory_order_relaxed);
+    const size_t bytes = layout_->payload_bytes[number % 2][rank].load(std::memory_order_relaxed);
     all.emplace_back(payload(number, rank), std::min(bytes, kMaxPayload));
   }
   return all;

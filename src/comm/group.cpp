@@ -1,15 +1,16 @@
 #include "comm/group.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <utility>
 
 #include "base/cpu.h"
+#include "base/text.h"
 #include "comm/alone_group.h"
-#include "comm/control_segment.h"
+#include "comm/job_group.h"
 #include "comm/memory_file.h"
-#include "comm/node_group.h"
 
 namespace amxt::comm {
 namespace {
@@ -22,15 +23,13 @@ Status check_launch(const LaunchInfo& launch) {
                  fmt::format("rank {} of {}, local rank {} of {}", launch.rank, launch.world_size,
                              launch.local_rank, launch.local_world_size));
   }
-  if (launch.world_size != launch.local_world_size) {
-    return Error(
-        Code::kUnsupported,
-        fmt::format("several nodes are not supported yet: {} of {} ranks are on this machine",
-                    launch.local_world_size, launch.world_size));
+  if (launch.world_size > kMaxRanks) {
+    return Error(Code::kLimit, fmt::format("{} ranks are more than the limit of {}",
+                                           launch.world_size, kMaxRanks));
   }
-  if (launch.world_size > ControlSegment::kMaxRanks) {
+  if (launch.local_world_size > kMaxLocalRanks) {
     return Error(Code::kLimit, fmt::format("{} ranks on one machine are more than the limit of {}",
-                                           launch.world_size, ControlSegment::kMaxRanks));
+                                           launch.local_world_size, kMaxLocalRanks));
   }
   return {};
 }
@@ -39,6 +38,21 @@ int usable_cpus(const CpuLimits& limits) {
   const int affinity = std::max(1, static_cast<int>(limits.affinity.size()));
   if (limits.cgroup_cpus <= 0) return affinity;
   return std::clamp(static_cast<int>(limits.cgroup_cpus), 1, affinity);
+}
+
+// "shared memory", or "shared memory and TCP (ranks 0, 1 on node 0: host a, 10.0.0.1; ...)"
+std::string connections(const Group& group) {
+  if (group.size() == 1) return "nothing, it is alone";
+  if (group.node_count() == 1) return "shared memory";
+  std::string text = group.local_size() == 1 ? "TCP (" : "shared memory and TCP (";
+  const Nodes& nodes = group.nodes();
+  for (int node = 0; node < nodes.count(); ++node) {
+    const Nodes::Rank& leader = nodes.ranks[static_cast<size_t>(nodes.leader(node))];
+    text += fmt::format("{}{} {} on node {}: host {}, {}", node == 0 ? "" : "; ",
+                        nodes.local_size(node) == 1 ? "rank" : "ranks",
+                        fmt::join(nodes.on(node), ", "), node, leader.host, leader.address);
+  }
+  return text + ")";
 }
 
 }  // namespace
@@ -75,14 +89,13 @@ Result<std::unique_ptr<Group>> Group::create(const LaunchInfo& launch, const Gro
   if (launch.world_size == 1) {
     group = make_alone_group(launch, options.threads > cpus);
   } else {
-    AMXT_ASSIGN(group, make_node_group(launch, options, log, deadline));
+    AMXT_ASSIGN(group, make_job_group(launch, options, log, deadline));
   }
   if (log != nullptr) {
-    log->info(fmt::format(
-        "rank {} connected to {} of {} by {}: {} {} on {} {}{}", launch.rank, launch.world_size,
-        launch.world_size, launch.world_size == 1 ? "nothing, it is alone" : "shared memory",
-        options.threads, options.threads == 1 ? "thread" : "threads", cpus,
-        cpus == 1 ? "core" : "cores", group->oversubscribed() ? ", oversubscribed" : ""));
+    log->info(fmt::format("rank {} connected to {} of {} by {}: {} on {}{}", launch.rank,
+                          launch.world_size, launch.world_size, connections(*group),
+                          counted(options.threads, "thread"), counted(cpus, "core"),
+                          group->oversubscribed() ? ", oversubscribed" : ""));
   }
   return group;
 }

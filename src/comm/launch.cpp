@@ -383,6 +383,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
   Found found;
   LaunchInfo info;
   info.interface = environment("AMXTRAIN_SOCKET_IFNAME").value_or("");
+  info.secret_file = environment("AMXTRAIN_SECRET_FILE").value_or("");
   const std::vector<LauncherSet> sets = launcher_sets(environment);
   const LauncherSet* taken = nullptr;
   if (options.rank >= 0 || options.world_size >= 0) {

@@ -24,6 +24,7 @@ struct LaunchInfo {
   std::string node_hint;     // what AMXTRAIN_NODE_ID or the launcher calls this node, may be empty
   std::string
       interface;  // AMXTRAIN_SOCKET_IFNAME: what other machines reach this one by, may be empty
+  std::string secret_file;         // AMXTRAIN_SECRET_FILE, may be empty
   std::string source;              // "options", "environment (RANK, WORLD_SIZE, ...)", "alone"
   std::string launcher;            // whose variables were taken, may be empty
   std::string reason;              // why this source
@@ -41,7 +42,9 @@ struct GroupOptions {
   std::string master_address;
   int master_port = -1;
   int threads = 1;  // of this rank; to know whether cores are oversubscribed
-  int64_t peer_timeout_ns = 30'000'000'000;
+  int64_t peer_timeout_ns =
+      10'000'000'000;         // a rank on another node that is silent so long is lost
+  std::string configuration;  // at most 127 characters that all ranks must have in common
   // With a secret and several nodes: let data go over a wire that cannot authenticate, such as gloo.
   bool allow_unauthenticated_data = false;
 };

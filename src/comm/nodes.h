@@ -30,6 +30,12 @@ struct Nodes {
 
   // All on one node, ranks as local ranks.
   static Nodes one(int world_size, const std::string& host);
+  // From the node of each rank, without hosts and addresses.
+  static Nodes of(const std::vector<int>& node_of_rank);
 };
+
+// Node of each rank. near[a][b]: a has met b as a rank of its node; only what both say counts. A rank joins the first node whose
+// ranks are all near to it.
+std::vector<int> join_near_ranks(const std::vector<std::vector<bool>>& near);
 
 }  // namespace amxt::comm

@@ -3,8 +3,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
-#include <sched.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,24 +13,31 @@
 #include <list>
 #include <map>
 #include <optional>
+#include <utility>
 
 #include "base/text.h"
-#include "base/version.h"
+#include "comm/control_segment.h"
+#include "comm/entry_list.h"
+#include "comm/handshake.h"
+#include "comm/interfaces.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous_entry.h"
 #include "comm/tcp_store_client.h"
 #include "comm/tcp_store_server.h"
+#include "comm/unix_socket.h"
 
 namespace amxt::comm {
 namespace {
 
 constexpr int kFirstPauseMs = 5, kLongestPauseMs = 100;
 constexpr int64_t kHelloTimeoutNs = 5'000'000'000;
+constexpr int64_t kConnectTimeoutNs = 5'000'000'000;
+constexpr int64_t kRetryNs = 1'000'000'000;
 constexpr int64_t kForeignGraceNs = 5'000'000'000;
 constexpr int64_t kLastWordsNs = 300'000'000;
 constexpr int64_t kLookNs = 2'000'000'000;  // at who has the port
+// Connections of either direction that have not proven who they are.
 constexpr size_t kMaxUnidentified = 256;
-constexpr int64_t kMaxEntries = 4096;  // of earlier attempts too; the newest count
 
 std::string read_word(const char* path) {
   char bytes[128];
@@ -50,152 +55,113 @@ std::string this_machine() {
   return fmt::format("{}-{}", read_word("/proc/sys/kernel/random/boot_id"), space.st_ino);
 }
 
-Result<Identity> own_identity(const LaunchInfo& launch, int threads) {
-  Identity self;
-  self.rank = launch.rank;
-  self.world_size = launch.world_size;
-  self.local_rank = launch.local_rank;
-  self.local_world_size = launch.local_world_size;
-  self.pid = getpid();
-  self.threads = threads;
-  if (getrandom(&self.nonce, sizeof self.nonce, 0) != sizeof self.nonce) {
-    return system_error("getrandom", errno);
-  }
-  cpu_set_t cpus;
-  CPU_ZERO(&cpus);
-  if (sched_getaffinity(0, sizeof cpus, &cpus) == 0) {
-    for (size_t cpu = 0; cpu < 1024; ++cpu) {
-      if (CPU_ISSET(cpu, &cpus)) self.cpus[cpu / 64] |= uint64_t{1} << (cpu % 64);
-    }
-  }
-  const std::string build = plain_word(fmt::format("{}-{}", kVersion, kGitCommit));
-  std::memcpy(self.build, build.data(), std::min(build.size(), sizeof self.build - 1));
-  return self;
-}
-
 std::string number_list(const std::vector<int>& numbers) {
   return fmt::format("{}", fmt::join(numbers, ", "));
 }
 
-// Both sides of a difference say the same: the lower rank first.
-Error difference(const Identity& one, const Identity& other, const char* what,
-                 const std::string& ones, const std::string& others) {
-  if (one.rank > other.rank) return difference(other, one, what, others, ones);
-  return Error(Code::kMismatch, fmt::format("{} was started with {} {}, {} with {}", rank_text(one),
-                                            what, ones, rank_text(other), others))
-      .with_rank(other.rank);
-}
-
-Error there_twice(const Identity& one, const Identity& other) {
-  return Error(Code::kMismatch,
-               fmt::format("rank {} is there twice: pids {} and {}", one.rank,
-                           std::min(one.pid, other.pid), std::max(one.pid, other.pid)))
-      .with_rank(one.rank);
-}
-
-std::string build_of(const Identity& identity) {
-  return std::string(identity.build, strnlen(identity.build, sizeof identity.build));
-}
-
-// What the processes of one job must agree on.
-Status compare(const Identity& self, const Identity& peer) {
-  if (peer.rank == self.rank) return there_twice(self, peer);
-  if (peer.world_size != self.world_size) {
-    return difference(self, peer, "a world size of", std::to_string(self.world_size),
-                      std::to_string(peer.world_size));
-  }
-  if (peer.local_world_size != self.local_world_size) {
-    return difference(self, peer, "a local world size of", std::to_string(self.local_world_size),
-                      std::to_string(peer.local_world_size));
-  }
-  if (build_of(peer) != build_of(self)) {
-    return difference(self, peer, "amxtrain", quote(build_of(self)), quote(build_of(peer)));
-  }
-  if (peer.rank < 0 || peer.rank >= self.world_size) {
-    return Error(Code::kMismatch,
-                 fmt::format("{} is outside a world of {} ranks", rank_text(peer), self.world_size))
-        .with_rank(peer.rank);
-  }
-  return {};
+bool is_number_address(const std::string& host) {
+  return parse_address(host + ":1") || parse_address("[" + host + "]:1");
 }
 
 class Gatherer {
  public:
-  Gatherer(const LaunchInfo& launch, const Identity& self, int64_t control_bytes, Log* log,
-           Deadline deadline)
+  Gatherer(const LaunchInfo& launch, Handshake::Self self, Log* log, Deadline deadline)
       : launch_(launch),
-        self_(self),
-        control_bytes_(control_bytes),
+        self_(std::move(self)),
         log_(log),
-        deadline_(deadline) {
-    members_.resize(static_cast<size_t>(self.world_size));
+        deadline_(deadline),
+        machine_(this_machine()),
+        node_(plain_word(launch.node_hint)),
+        may_be_elsewhere_(launch.spans_nodes() || !node_.empty()) {
+    members_.resize(static_cast<size_t>(own().world_size));
     ready_.resize(members_.size());
-    members_[static_cast<size_t>(self.rank)].identity = self;
-    ready_[static_cast<size_t>(self.rank)] = true;
+    near_.assign(members_.size(), std::vector<bool>(members_.size()));
+    if (may_be_elsewhere_) set_word(self_.identity.host, host_name());
   }
 
   Result<Gathering> run() {
     auto status = join();
     if (!status) {
       tell_all(status.error());
-      leave_note(status.error());
+      if (list_) list_->leave_note(status.error(), Deadline::after(kLastWordsNs));
       return std::move(status).error();
     }
-    return Gathering{std::move(members_), std::move(control_)};
+    return Gathering{std::move(members_), std::move(nodes_), std::move(control_)};
   }
 
  private:
-  // A socket whose other end has not proven yet who it is.
-  struct Stranger {
-    Descriptor socket;
-    std::optional<Entry> entry;  // of whom this process connected to; none: it was connected from
-    Deadline deadline = Deadline::never();
-    bool dead = false;
+  // Somebody to connect to.
+  struct Target {
+    Entry entry;
+    bool by_unix = true;
+    int64_t not_before_ns = 0;
   };
+  // Somebody who cannot be reached.
   struct Foreign {
     Entry entry;
     int64_t seen_ns;
   };
 
+  const Identity& own() const { return self_.identity; }
+  Member& member(int rank) { return members_[static_cast<size_t>(rank)]; }
+
   Status join() {
-    AMXT_ASSIGN(listener_, listen_abstract(socket_name(self_.nonce)));
-    if (self_.rank == 0 && !launch_.agent_store) {
+    AMXT_ASSIGN(listener_, listen_abstract(socket_name(own().nonce)));
+    if (own().rank == 0 && !launch_.agent_store) {
       auto server = TcpStoreServer::start(launch_.master_address, launch_.master_port);
       if (!server) return who_has_the_port(std::move(server).error());
       server_ = std::move(*server);
     }
-    AMXT_ASSIGN(store_,
+    AMXT_ASSIGN(auto store,
                 TcpStoreClient::connect(launch_.master_address, launch_.master_port, deadline_));
-    AMXT_TRY(publish());
+    AMXT_TRY(publish(std::move(store)));
     AMXT_TRY(meet_all());
-    AMXT_TRY(check_local_ranks());
     // Nobody comes any more. All listeners are closed before anyone can start a next group, so that none is taken for this one.
     listener_.reset();
-    strangers_.clear();
-    store_.reset();
+    tcp_listener_.reset();
+    count_dropped();
+    handshakes_.clear();
+    list_.reset();
     return start_together();
   }
 
-  std::string key(const std::string& name) const {
-    return fmt::format("/amxtrain/{}/{}", launch_.run_id.empty() ? "default" : launch_.run_id,
-                       name);
-  }
-
-  Status publish() {
-    machine_ = this_machine();
+  Status publish(std::unique_ptr<TcpStoreClient> store) {
+    if (may_be_elsewhere_ && !tcp_listener_) AMXT_TRY(listen_to_other_machines());
+    members_[static_cast<size_t>(own().rank)].identity = own();
+    ready_[static_cast<size_t>(own().rank)] = true;
+    list_.emplace(std::move(store), launch_.run_id);
     Entry entry;
-    entry.rank = self_.rank;
-    entry.world_size = self_.world_size;
-    entry.pid = self_.pid;
+    entry.rank = own().rank;
+    entry.world_size = own().world_size;
+    entry.pid = own().pid;
     entry.protocol = kProtocolVersion;
-    entry.nonce = self_.nonce;
+    entry.nonce = own().nonce;
     entry.machine = machine_;
     entry.host = host_name();
-    entry.build = self_.build;
-    AMXT_ASSIGN(const int64_t number, store_->add(key("entries"), 1, deadline_));
-    own_entry_ = number;
-    next_entry_ = std::max<int64_t>(1, number - kMaxEntries);
-    return store_->set(key(fmt::format("entry/{}", number)), entry_text(entry), deadline_);
+    entry.build = get_word(own().build);
+    entry.node = node_;
+    if (tcp_listener_) entry.address = tcp_address_.text;
+    return list_->append_own(entry_text(entry), deadline_);
+  }
+
+  Status listen_to_other_machines() {
+    AMXT_ASSIGN(const std::vector<Address> masters,
+                resolve(launch_.master_address, launch_.master_port));
+    AMXT_ASSIGN(const Address address, own_address(launch_.interface, masters.front()));
+    // A loopback address on purpose is written as one; a host's own name often leads there by mistake.
+    const bool by_name =
+        !is_number_address(launch_.master_address) && launch_.master_address != "localhost";
+    if (launch_.spans_nodes() && by_name && is_loopback(address)) {
+      return Error(
+          Code::kInvalidArgument,
+          fmt::format("MASTER_ADDR {} is {} here, a loopback address that other nodes do not "
+                      "reach: set AMXTRAIN_SOCKET_IFNAME to the interface between the nodes, or "
+                      "MASTER_ADDR to rank 0's address there",
+                      quote(launch_.master_address), masters.front().ip()));
+    }
+    AMXT_ASSIGN(tcp_listener_, listen_tcp(address, &tcp_address_));
+    set_word(self_.identity.address, tcp_address_.ip());
+    return {};
   }
 
   Status meet_all() {
@@ -204,7 +170,7 @@ class Gatherer {
       if (deadline_.passed()) return did_not_join();
       auto read = read_entries();
       if (!read) return last_words(std::move(read).error());
-      connect_to_entries();
+      connect_to_targets();
       AMXT_TRY(std::move(failure_));
       AMXT_ASSIGN(const bool moved, step(pause_ms));
       pause_ms = moved ? kFirstPauseMs : std::min(2 * pause_ms, kLongestPauseMs);
@@ -222,20 +188,24 @@ class Gatherer {
     auto store =
         TcpStoreClient::connect(launch_.master_address, launch_.master_port, soon, options);
     if (!store) return taken;
-    store_ = *std::move(store);
-    if (!publish()) return taken;
+    if (!publish(*std::move(store))) return taken;
     for (bool served = true; !soon.passed();) {
       if (served &&
           !read_entries()) {  // its server has gone: what it said on the way may still come
         served = false;
         soon = soon.earlier(Deadline::after(kLastWordsNs));
       }
-      connect_to_entries();
+      connect_to_targets();
       if (!failure_.ok()) return std::move(failure_).error();
       if (auto moved = step(kFirstPauseMs); !moved) return std::move(moved).error();
     }
-    store_.reset();  // a stranger's: no note is left there
+    list_.reset();  // a stranger's: no note is left there
     return taken;
+  }
+
+  bool has_met(int rank) const {
+    return rank >= 0 && rank < own().world_size &&
+           members_[static_cast<size_t>(rank)].identity.rank >= 0;
   }
 
   bool has_all() const {
@@ -243,165 +213,204 @@ class Gatherer {
                        [](const Member& member) { return member.identity.rank >= 0; });
   }
 
-  // Appends what is new in the store's list. A number is given out before its entry is written: such holes are read again.
   Status read_entries() {
-    AMXT_ASSIGN(const int64_t count, store_->add(key("entries"), 0, deadline_));
-    for (; next_entry_ <= count; ++next_entry_) holes_.push_back(next_entry_);
-    for (auto hole = holes_.begin(); hole != holes_.end();) {
-      AMXT_ASSIGN(const auto text, store_->find(key(fmt::format("entry/{}", *hole)), deadline_));
-      if (!text) {
-        ++hole;
-        continue;
+    return list_->read_new(deadline_, [this](int64_t number, std::string_view text) {
+      // A note of this attempt: all are in a store of rank 0's own, in an agent's those behind this rank's entry.
+      if (!launch_.agent_store || number >= list_->own_number()) {
+        if (auto error = parse_note(text)) return fail(*std::move(error));
       }
-      read_note(*hole, *text);
-      hole = holes_.erase(hole);
-      auto entry = parse_entry(*text);
-      if (entry && entry->nonce != self_.nonce) add_entry(*std::move(entry));
-    }
-    return {};
-  }
-
-  // Whoever has not met this rank yet would wait for it in vain.
-  void leave_note(const Error& error) {
-    if (!store_ || own_entry_ == 0) return;
-    const Deadline soon = Deadline::after(kLastWordsNs);
-    const auto number = store_->add(key("entries"), 1, soon);
-    if (!number) return;
-    (void)store_->set(key(fmt::format("entry/{}", *number)), note_text(error), soon);
-  }
-
-  // One of this attempt: all are in a store of rank 0's own, in an agent's those behind this rank's entry.
-  void read_note(int64_t number, std::string_view text) {
-    if (launch_.agent_store && number < own_entry_) return;
-    if (auto error = parse_note(text)) fail(*std::move(error));
+      auto entry = parse_entry(text);
+      if (entry && entry->nonce != own().nonce) add_entry(*std::move(entry));
+    });
   }
 
   void add_entry(Entry entry) {
-    if (entry.machine != machine_) {
-      foreign_.push_back({std::move(entry), monotonic_ns()});
-      return;
-    }
     // Lower ranks are connected to, higher ones connect. What contradicts this process is asked either way whether it is alive.
-    const bool contradicts = entry.protocol != kProtocolVersion || entry.rank == self_.rank ||
-                             entry.world_size != self_.world_size || entry.build != self_.build;
-    if (contradicts || entry.rank < self_.rank) entries_.push_back(std::move(entry));
-  }
-
-  void connect_to_entries() {
-    for (auto entry = entries_.begin(); entry != entries_.end();) {
-      auto socket = connect_abstract(socket_name(entry->nonce));
-      if (!socket && socket.error().code() == Code::kTimeout) {
-        ++entry;  // its backlog is full
-        continue;
-      }
-      if (socket && peer_credentials(socket->get()).same_user) {
-        greet(std::move(*socket), *entry);
-      }
-      entry = entries_.erase(entry);  // a refusal is for good: it listened before it was written
+    const bool contradicts = entry.protocol != kProtocolVersion || entry.rank == own().rank ||
+                             entry.world_size != own().world_size ||
+                             entry.build != get_word(own().build);
+    const bool asks = contradicts || entry.rank < own().rank;
+    const bool split = !node_.empty() && !entry.node.empty() && node_ != entry.node;
+    if (entry.machine == machine_ && !split) {
+      if (asks) targets_.push_back({std::move(entry), true, 0});
+    } else if (!why_unreachable(entry, machine_).empty() || (!asks && !tcp_listener_)) {
+      foreign_.push_back({std::move(entry), monotonic_ns()});
+    } else if (asks) {
+      targets_.push_back({std::move(entry), false, 0});
     }
   }
 
-  void greet(Descriptor socket, const Entry& entry) {
-    Message hello;
-    hello.kind = MessageKind::kHello;
-    hello.sender = self_;
-    hello.target = entry.nonce;
-    send_message(socket.get(), hello);
-    Identity peer = self_;
+  void connect_to_targets() {
+    for (auto target = targets_.begin(); target != targets_.end();) {
+      if (handshakes_.size() >= kMaxUnidentified) return;
+      const bool done = monotonic_ns() >= target->not_before_ns &&
+                        (target->by_unix ? connect_by_unix(*target) : connect_by_tcp(*target));
+      target = done ? targets_.erase(target) : std::next(target);
+    }
+  }
+
+  // False when it is worth another try.
+  bool connect_by_unix(const Target& target) {
+    auto socket = connect_abstract(socket_name(target.entry.nonce));
+    if (!socket && socket.error().code() == Code::kTimeout) return false;  // its backlog is full
+    if (!socket || !peer_credentials(socket->get()).same_user) {
+      // For good: it listened before its entry was written. Two machines can look like one, when they are copies.
+      if (!target.entry.address.empty()) targets_.push_back({target.entry, false, 0});
+      return true;
+    }
+    handshakes_.emplace_back(self_,
+                             std::make_unique<Link>(std::move(*socket), Link::Kind::kPackets),
+                             target.entry, false, Deadline::never());
+    check_entry(target.entry);
+    return true;
+  }
+
+  // Who answers at its unix socket lives: what its entry says is true, even if it can't be talked to.
+  void check_entry(const Entry& entry) {
+    Identity peer = own();
     peer.rank = entry.rank;
     peer.world_size = entry.world_size;
     peer.pid = entry.pid;
-    std::memset(peer.build, 0, sizeof peer.build);
-    std::memcpy(peer.build, entry.build.data(),
-                std::min(entry.build.size(), sizeof peer.build - 1));
-    if (auto same = compare(self_, peer); !same) return fail(std::move(same).error());
+    set_word(peer.build, entry.build);
+    set_word(peer.host, may_be_elsewhere_ ? entry.host : "");
+    if (auto same = compare(own(), peer); !same) return fail(std::move(same).error());
     if (entry.protocol != kProtocolVersion) {
-      return fail(difference(self_, peer, "protocol", std::to_string(kProtocolVersion),
-                             std::to_string(entry.protocol)));
+      fail(difference(own(), peer, "protocol", std::to_string(kProtocolVersion),
+                      std::to_string(entry.protocol)));
     }
-    strangers_.push_back({std::move(socket), entry, Deadline::never()});
+  }
+
+  bool connect_by_tcp(Target& target) {
+    const auto address = parse_address(target.entry.address);
+    if (!address) return true;
+    auto socket = start_connect_tcp(*address);
+    if (!socket) {
+      failed_to_reach(target.entry, socket.error().sys_errno());
+      return true;
+    }
+    handshakes_.emplace_back(self_, std::make_unique<Link>(std::move(*socket), Link::Kind::kStream),
+                             target.entry, true, Deadline::after(kConnectTimeoutNs));
+    return true;
+  }
+
+  // A refusal is for good, as it listened before its entry was written; a network may come back.
+  void failed_to_reach(const Entry& entry, int error) {
+    unreached_[entry.rank] =
+        fmt::format("rank {} (pid {} on host {}) is not reached at {}: {}", entry.rank, entry.pid,
+                    entry.host, entry.address, std::strerror(error));
+    if (error != ECONNREFUSED) targets_.push_back({entry, false, monotonic_ns() + kRetryNs});
   }
 
   // One round over all sockets; true when something came.
   Result<bool> step(int pause_ms) {
     std::vector<pollfd> entries;
     if (listener_) entries.push_back({listener_.get(), POLLIN, 0});
-    for (const Stranger& stranger : strangers_)
-      entries.push_back({stranger.socket.get(), POLLIN, 0});
+    if (tcp_listener_) entries.push_back({tcp_listener_.get(), POLLIN, 0});
+    for (Handshake& handshake : handshakes_)
+      entries.push_back({handshake.link().socket(), handshake.events(), 0});
     for (const Member& member : members_) {
-      if (member.socket) entries.push_back({member.socket.get(), POLLIN, 0});
+      if (!member.link) continue;
+      const short out = member.link->has_queued() ? POLLOUT : 0;
+      entries.push_back({member.link->socket(), static_cast<short>(POLLIN | out), 0});
     }
     const int count = poll(entries.data(), entries.size(), deadline_.poll_ms(pause_ms));
     if (count > 0) {
-      for (Member& member : members_) hear(member);
-      for (Stranger& stranger : strangers_) hear(stranger);
-      accept_all();
+      for (Member& member : members_) {
+        if (member.link && member.link->has_queued()) member.link->flush();
+        hear(member);
+      }
+      for (Handshake& handshake : handshakes_) handshake.step();
+      accept_all(listener_, Link::Kind::kPackets);
+      accept_all(tcp_listener_, Link::Kind::kStream);
     }
-    strangers_.remove_if([](const Stranger& s) { return s.dead || s.deadline.passed(); });
+    settle_handshakes();
     AMXT_TRY(std::move(failure_));
     return count > 0;
   }
 
-  void accept_all() {
-    while (listener_ && strangers_.size() < kMaxUnidentified) {
-      Descriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+  void accept_all(const Descriptor& listener, Link::Kind kind) {
+    while (listener) {
+      Descriptor socket(accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (!socket) return;
-      if (!peer_credentials(socket.get()).same_user) continue;
-      strangers_.push_back({std::move(socket), std::nullopt, Deadline::after(kHelloTimeoutNs)});
-      hear(strangers_.back());
+      if (kind == Link::Kind::kPackets && !peer_credentials(socket.get()).same_user) continue;
+      make_room();
+      if (kind == Link::Kind::kStream) set_no_delay(socket);
+      handshakes_.emplace_back(self_, std::make_unique<Link>(std::move(socket), kind), std::nullopt,
+                               false, Deadline::after(kHelloTimeoutNs));
+      handshakes_.back().step();
     }
   }
 
-  void hear(Stranger& stranger) {
-    if (stranger.dead || !failure_.ok()) return;
-    Message message;
-    switch (receive_message(stranger.socket.get(), &message)) {
-      case Received::kNothing:
-        return;
-      case Received::kClosed:
-      case Received::kGarbage:
-        stranger.dead = true;
-        return;
-      case Received::kMessage:
-        break;
+  // Whoever floods the listener must not keep the ranks out, who prove themselves at once.
+  void make_room() {
+    if (handshakes_.size() < kMaxUnidentified) return;
+    const auto oldest = std::find_if(handshakes_.begin(), handshakes_.end(),
+                                     [](const Handshake& h) { return !h.entry(); });
+    if (oldest == handshakes_.end()) return;
+    handshakes_.erase(oldest);
+    ++dropped_;
+  }
+
+  void settle_handshakes() {
+    for (auto handshake = handshakes_.begin(); handshake != handshakes_.end();) {
+      const bool late =
+          handshake->deadline().passed() &&
+          (!handshake->entry() || handshake->state() == Handshake::State::kConnecting);
+      if (!handshake->is_over() && !late) {
+        ++handshake;
+        continue;
+      }
+      settle(*handshake);
+      handshake = handshakes_.erase(handshake);
     }
-    stranger.dead = true;  // unless it becomes a member, below
-    if (stranger.entry) {
-      if (message.kind == MessageKind::kAbort) return fail(root_cause(message));
-      if (message.kind != MessageKind::kWelcome || message.sender.nonce != stranger.entry->nonce)
-        return;
+  }
+
+  void settle(Handshake& handshake) {
+    using State = Handshake::State;
+    const auto& entry = handshake.entry();
+    if (handshake.state() == State::kMet) {
+      add_member(handshake.peer(), handshake.take_link());
+    } else if (handshake.state() == State::kFailed) {
+      fail(handshake.take_error());
+      refused_.push_back(handshake.take_link());  // it hears why
+    } else if (!entry) {
+      ++dropped_;
+    } else if (!handshake.link().is_stream()) {
+      if (!entry->address.empty()) targets_.push_back({*entry, false, 0});
+    } else if (handshake.state() == State::kConnecting) {
+      failed_to_reach(*entry, ETIMEDOUT);
+    } else if (handshake.connect_errno() != 0) {
+      failed_to_reach(*entry, handshake.connect_errno());
     } else {
-      if (message.kind != MessageKind::kHello || message.target != self_.nonce) return;
+      targets_.push_back({*entry, false, monotonic_ns() + kRetryNs});  // somebody else has the port
     }
-    if (auto same = compare(self_, message.sender); !same) return fail(std::move(same).error());
-    if (!stranger.entry) {
-      Message welcome;
-      welcome.kind = MessageKind::kWelcome;
-      welcome.sender = self_;
-      send_message(stranger.socket.get(), welcome);
-    }
-    add_member(message.sender, std::move(stranger.socket));
   }
 
-  void add_member(const Identity& identity, Descriptor socket) {
-    Member& member = members_[static_cast<size_t>(identity.rank)];
-    if (member.identity.rank >= 0) {
-      // Kept, so that it hears the reason and not an end without one.
-      strangers_.push_back({std::move(socket), std::nullopt, Deadline::never()});
-      return fail(there_twice(member.identity, identity));
+  void add_member(const Identity& identity, std::unique_ptr<Link> link) {
+    Member& place = member(identity.rank);
+    if (place.identity.rank >= 0) {
+      refused_.push_back(std::move(link));
+      return fail(there_twice(place.identity, identity));
     }
-    member.process = process_descriptor(peer_credentials(socket.get()).pid);
-    member.identity = identity;
-    member.socket = std::move(socket);
+    const size_t self = static_cast<size_t>(own().rank), peer = static_cast<size_t>(identity.rank);
+    if (link->is_stream()) {
+      link->trust(ControlSegment::max_payloads(own().world_size));
+    } else {
+      place.process = process_descriptor(peer_credentials(link->socket()).pid);
+      near_[self][peer] = true;
+    }
+    place.identity = identity;
+    place.link = std::move(link);
     if (log_ != nullptr)
-      log_->debug(fmt::format("rank {}: met {}", self_.rank, rank_text(identity)));
+      log_->debug(fmt::format("rank {}: met {}", own().rank, rank_text(identity)));
+    hear(place);
   }
 
   void hear(Member& member) {
-    while (member.socket && failure_.ok() && !control_) {
+    while (member.link && failure_.ok() && !control_) {
       Message message;
       Descriptor passed;
-      switch (receive_message(member.socket.get(), &message, &passed)) {
+      switch (member.link->receive(&message, &passed)) {
         case Received::kNothing:
           return;
         case Received::kClosed:
@@ -414,38 +423,57 @@ class Gatherer {
         case Received::kMessage:
           break;
       }
-      if (message.kind == MessageKind::kAbort) return fail(root_cause(message));
-      if (message.kind == MessageKind::kReady)
-        ready_[static_cast<size_t>(member.identity.rank)] = true;
-      if (message.kind == MessageKind::kStart && member.identity.rank == 0) {
-        if (!passed)
-          return fail(Error(Code::kLimit, "no file descriptor left to join a group with"));
-        control_ = std::move(passed);
-      }
+      handle(member, std::move(message), std::move(passed));
     }
   }
 
-  static Error root_cause(const Message& message) {
-    return Error(static_cast<Code>(message.code), message.get_text()).with_rank(message.about_rank);
+  void handle(Member& member, Message message, Descriptor passed) {
+    const int rank = member.identity.rank;
+    const auto index = static_cast<size_t>(rank);
+    switch (message.kind) {
+      case MessageKind::kAbort:
+        return fail(root_cause(message));
+      case MessageKind::kReady:
+        ready_[index] = true;
+        for (size_t peer = 0; peer < std::min(message.payload.size(), members_.size()); ++peer)
+          near_[index][peer] = message.payload[peer] == '1';
+        return;
+      case MessageKind::kStart:
+        if (rank == 0) read_nodes(message.payload);
+        return;
+      case MessageKind::kControl:
+        if (!passed)
+          return fail(Error(Code::kLimit, "no file descriptor left to join a group with"));
+        offered_[rank] = std::move(passed);
+        return take_control();
+      default:
+        member.early.push_back({std::move(message), std::move(passed)});
+    }
   }
 
   Status start_together() {
     Message ready;
     ready.kind = MessageKind::kReady;
-    for (const Member& member : members_) {
-      if (member.socket) send_message(member.socket.get(), ready);
+    for (const bool near : near_[static_cast<size_t>(own().rank)])
+      ready.payload += near ? '1' : '0';
+    send_to_all(ready);
+    if (own().rank == 0) {
+      while (!all_ready()) {
+        if (deadline_.passed()) return did_not_start();
+        AMXT_TRY(step(kLongestPauseMs));
+      }
+      AMXT_TRY(make_nodes());
     }
-    while (self_.rank == 0 ? !all_ready() : !control_) {
+    while (nodes_.count() == 0) {
       if (deadline_.passed()) return did_not_start();
       AMXT_TRY(step(kLongestPauseMs));
     }
-    if (self_.rank != 0) return {};
-    AMXT_ASSIGN(control_, make_memory_file("amxtrain-control", control_bytes_));
-    Message start;
-    start.kind = MessageKind::kStart;
-    for (const Member& member : members_) {
-      if (member.socket) send_message(member.socket.get(), start, control_.get());
+    AMXT_TRY(make_control());
+    while (!control_) {
+      if (deadline_.passed()) return did_not_start();
+      AMXT_TRY(step(kLongestPauseMs));
     }
+    describe_nodes();
     return {};
   }
 
@@ -453,33 +481,122 @@ class Gatherer {
     return std::all_of(ready_.begin(), ready_.end(), [](bool ready) { return ready; });
   }
 
+  Status make_nodes() {
+    for (size_t rank = 0; rank < near_.size(); ++rank) near_[rank][rank] = true;
+    const std::vector<int> node_of_rank = join_near_ranks(near_);
+    nodes_ = Nodes::of(node_of_rank);
+    AMXT_TRY(check_local_ranks());
+    Message start;
+    start.kind = MessageKind::kStart;
+    for (const int node : node_of_rank) {
+      start.payload += static_cast<char>(node & 0xFF);
+      start.payload += static_cast<char>(node >> 8);
+    }
+    send_to_all(start);
+    return {};
+  }
+
+  void read_nodes(std::string_view payload) {
+    std::vector<int> node_of_rank;
+    int count = 0;
+    for (size_t i = 0; i + 1 < payload.size(); i += 2) {
+      const int node =
+          static_cast<unsigned char>(payload[i]) | static_cast<unsigned char>(payload[i + 1]) << 8;
+      if (node > count) break;  // numbered by their lowest ranks
+      count = std::max(count, node + 1);
+      node_of_rank.push_back(node);
+    }
+    if (node_of_rank.size() != members_.size() || payload.size() != 2 * members_.size()) {
+      return fail(Error(Code::kCommProtocol,
+                        rank_text(member(0).identity) + " sent nodes that make no sense")
+                      .with_rank(0));
+    }
+    nodes_ = Nodes::of(node_of_rank);
+    take_control();
+  }
+
   Status check_local_ranks() {
-    std::map<int, const Identity*> taken;
-    for (const Member& member : members_) {
-      const Identity& identity = member.identity;
-      const auto [other, is_new] = taken.emplace(identity.local_rank, &identity);
-      if (!is_new) {
-        return Error(Code::kMismatch,
-                     fmt::format("{} and {} both have local rank {}", rank_text(*other->second),
-                                 rank_text(identity), identity.local_rank))
-            .with_rank(identity.rank);
+    for (const std::vector<int>& ranks : nodes_.nodes) {
+      std::map<int, const Identity*> taken;
+      for (const int rank : ranks) {
+        const Identity& identity = member(rank).identity;
+        const auto [other, is_new] = taken.emplace(identity.local_rank, &identity);
+        if (!is_new) return same_local_rank(*other->second, identity, ranks.size());
+      }
+      if (ranks.size() > static_cast<size_t>(ControlSegment::kMaxLocalRanks)) {
+        return Error(Code::kLimit, fmt::format("{} ranks on one node are more than the limit of {}",
+                                               ranks.size(), ControlSegment::kMaxLocalRanks));
       }
     }
     return {};
   }
 
-  // An entry of another machine may be left from an earlier attempt; after a while without one from here it is not.
+  static Error same_local_rank(const Identity& one, const Identity& other, size_t ranks) {
+    const bool meant_apart = ranks > static_cast<size_t>(one.local_world_size);
+    return Error(Code::kMismatch,
+                 fmt::format("{} and {} both have local rank {}{}", rank_text(one),
+                             rank_text(other), other.local_rank,
+                             meant_apart ? ", and are on one machine: AMXTRAIN_NODE_ID makes "
+                                           "several nodes of it"
+                                         : ""))
+        .with_rank(other.rank);
+  }
+
+  // The leader's part; the others wait for it.
+  Status make_control() {
+    const int node = nodes_.node_of(own().rank);
+    if (nodes_.leader(node) != own().rank) return {};
+    AMXT_ASSIGN(control_,
+                make_memory_file("amxtrain-control", ControlSegment::bytes_for(own().world_size)));
+    Message message;
+    message.kind = MessageKind::kControl;
+    for (const int rank : nodes_.on(node)) {
+      if (rank != own().rank) member(rank).link->send(message, control_.get());
+    }
+    return {};
+  }
+
+  // It may come before rank 0 has said who leads.
+  void take_control() {
+    if (nodes_.count() == 0) return;
+    const auto offer = offered_.find(nodes_.leader(nodes_.node_of(own().rank)));
+    if (offer != offered_.end()) control_ = std::move(offer->second);
+    offered_.clear();
+  }
+
+  void describe_nodes() {
+    const bool several = nodes_.count() > 1;
+    for (Member& member : members_) {
+      Nodes::Rank& rank = nodes_.ranks[static_cast<size_t>(member.identity.rank)];
+      rank.host = plain_word(get_word(member.identity.host));
+      if (rank.host.empty()) rank.host = host_name();
+      if (several) rank.address = get_word(member.identity.address);
+      if (!several) set_word(member.identity.host, "");
+    }
+    const int node = nodes_.node_of(own().rank);
+    const int local = nodes_.local_of(own().rank), size = nodes_.local_size(node);
+    if (log_ == nullptr || (local == own().local_rank && size == own().local_world_size)) return;
+    log_->info(
+        fmt::format("rank {}: the launcher says local rank {} of {}; by what shares this machine "
+                    "it is {} of {}",
+                    own().rank, own().local_rank, own().local_world_size, local, size));
+  }
+
+  // An entry of another machine may be left from an earlier attempt; after a while without that rank it is not.
   Status check_foreign() {
     for (const Foreign& foreign : foreign_) {
       const Entry& entry = foreign.entry;
-      if (entry.rank < 0 || entry.rank >= self_.world_size) continue;
-      if (members_[static_cast<size_t>(entry.rank)].identity.rank >= 0) continue;
+      if (entry.rank < 0 || entry.rank >= own().world_size || has_met(entry.rank)) continue;
       if (monotonic_ns() - foreign.seen_ns < kForeignGraceNs) continue;
-      return Error(Code::kUnsupported,
-                   fmt::format(
-                       "rank {} (pid {}) runs on another machine or in another network namespace "
-                       "(host {}): several nodes are not supported yet",
-                       entry.rank, entry.pid, quote(entry.host)))
+      std::string why = why_unreachable(entry, machine_);
+      if (why.empty()) {
+        why = fmt::format("but this rank {} was told that all {} are on one: LOCAL_WORLD_SIZE",
+                          own().rank, own().world_size);
+      }
+      return Error(Code::kMismatch,
+                   fmt::format("rank {} (pid {} on host {}) runs on another machine or in another "
+                               "network namespace, {}",
+                               entry.rank, entry.pid, entry.host, why))
           .with_rank(entry.rank);
     }
     return {};
@@ -493,10 +610,20 @@ class Gatherer {
     std::string text = fmt::format("{} {} did not join within the deadline: seen {}",
                                    missing.size() == 1 ? "rank" : "ranks", number_list(missing),
                                    number_list(seen));
-    for (const Stranger& stranger : strangers_) {
-      if (!stranger.entry) continue;
-      text += fmt::format("; rank {} (pid {}) is there and does not answer", stranger.entry->rank,
-                          stranger.entry->pid);
+    for (const Handshake& handshake : handshakes_) {
+      if (!handshake.entry() || handshake.state() != Handshake::State::kGoing) continue;
+      text += fmt::format("; rank {} (pid {}) is there and does not answer",
+                          handshake.entry()->rank, handshake.entry()->pid);
+    }
+    for (const int rank : missing) {
+      const auto why = unreached_.find(rank);
+      if (why != unreached_.end()) text += "; " + why->second;
+    }
+    if (launch_.spans_nodes() && tcp_listener_ && is_loopback(tcp_address_)) {
+      text += fmt::format(
+          "; this rank is reached at {} by its own machine only: see MASTER_ADDR "
+          "and AMXTRAIN_SOCKET_IFNAME",
+          tcp_address_.ip());
     }
     return Error(Code::kCommTimeout, text).with_rank(missing.front());
   }
@@ -506,7 +633,10 @@ class Gatherer {
     for (size_t rank = 0; rank < ready_.size(); ++rank) {
       if (!ready_[rank]) waiting.push_back(static_cast<int>(rank));
     }
-    if (waiting.empty()) waiting.push_back(0);  // all are, but rank 0 did not say so
+    // All are, but rank 0, or the leader here, did not say so.
+    if (waiting.empty()) {
+      waiting.push_back(nodes_.count() == 0 ? 0 : nodes_.leader(nodes_.node_of(own().rank)));
+    }
     return Error(
                Code::kCommTimeout,
                fmt::format("rank {} met this rank and did not meet all others within the deadline",
@@ -524,57 +654,88 @@ class Gatherer {
     return error;
   }
 
+  void count_dropped() {
+    for (const Handshake& handshake : handshakes_) dropped_ += handshake.entry() ? 0 : 1;
+    if (dropped_ == 0 || log_ == nullptr) return;
+    log_->warning(fmt::format("rank {}: {} of strangers dropped{}", own().rank,
+                              counted(dropped_, "connection"),
+                              tcp_address_.text.empty() ? "" : " at " + tcp_address_.text));
+  }
+
   void fail(Error error) {
     if (failure_.ok()) failure_ = std::move(error);
+  }
+
+  void send_to_all(const Message& message) {
+    for (Member& member : members_) {
+      if (member.link) member.link->send(message);
+    }
   }
 
   void tell_all(const Error& error) {
     Message message;
     message.kind = MessageKind::kAbort;
     message.code = static_cast<int32_t>(error.code());
-    message.about_rank = error.rank() >= 0 ? error.rank() : self_.rank;
+    message.about_rank = error.rank() >= 0 ? error.rank() : own().rank;
     const bool says_whom = error.rank() >= 0;
     message.set_text(says_whom ? error.message()
-                               : fmt::format("{} gave up: {}", rank_text(self_), error.message()));
-    for (const Member& member : members_) {
-      if (member.socket) send_message(member.socket.get(), message);
-    }
+                               : fmt::format("{} gave up: {}", rank_text(own()), error.message()));
+    send_to_all(message);
     // Whoever was greeted may count this rank as met already.
-    for (const Stranger& stranger : strangers_) {
-      if (stranger.socket) send_message(stranger.socket.get(), message);
-    }
+    for (Handshake& handshake : handshakes_) handshake.link().send(message);
+    for (const std::unique_ptr<Link>& link : refused_) link->send(message);
   }
 
   const LaunchInfo& launch_;
-  const Identity self_;
-  const int64_t control_bytes_;
+  Handshake::Self self_;
   Log* const log_;
   const Deadline deadline_;
-  std::string machine_;
+  const std::string machine_;
+  const std::string node_;  // its id as given
+  const bool may_be_elsewhere_;
   std::unique_ptr<TcpStoreServer> server_;
-  std::unique_ptr<TcpStoreClient> store_;
-  Descriptor listener_;
-  int64_t own_entry_ = 0, next_entry_ = 1;
-  std::vector<int64_t> holes_;
-  std::list<Entry> entries_;  // to be connected to
+  std::optional<EntryList> list_;
+  Descriptor listener_, tcp_listener_;
+  Address tcp_address_;
+  std::list<Target> targets_;
   std::vector<Foreign> foreign_;
-  std::list<Stranger> strangers_;
+  std::map<int, std::string> unreached_;  // why, by rank
+  std::list<Handshake> handshakes_;
+  std::vector<std::unique_ptr<Link>> refused_;
+  int64_t dropped_ = 0;
   std::vector<Member> members_;
   std::vector<bool> ready_;
+  std::vector<std::vector<bool>> near_;
+  Nodes nodes_;  // none before rank 0 has said it
+  std::map<int, Descriptor> offered_;
   Descriptor control_;
   Status failure_;
 };
 
 }  // namespace
 
-std::string rank_text(const Identity& identity) {
-  return fmt::format("rank {} (pid {})", identity.rank, identity.pid);
+std::string why_unreachable(const Entry& entry, const std::string& machine) {
+  if (entry.address.empty()) {
+    return fmt::format("but it was told that all {} ranks are on one: LOCAL_WORLD_SIZE",
+                       entry.world_size);
+  }
+  const auto address = parse_address(entry.address);
+  if (entry.machine == machine || !address || !is_loopback(*address)) return "";
+  return fmt::format(
+      "and can be reached at {} from its own only: set AMXTRAIN_SOCKET_IFNAME to the "
+      "interface between the nodes, or MASTER_ADDR to rank 0's address there",
+      address->ip());
 }
 
-Result<Gathering> gather(const LaunchInfo& launch, int threads, int64_t control_bytes, Log* log,
+Result<Gathering> gather(const LaunchInfo& launch, const GroupOptions& options, Log* log,
                          Deadline deadline) {
-  AMXT_ASSIGN(const Identity self, own_identity(launch, threads));
-  return Gatherer(launch, self, control_bytes, log, deadline).run();
+  Handshake::Self self;
+  AMXT_ASSIGN(self.identity, own_identity(launch, options));
+  AMXT_ASSIGN(self.proof, Handshake::make_proof(self.identity.nonce));
+  if (!launch.secret_file.empty()) {
+    AMXT_ASSIGN(self.secret, load_secret(launch.secret_file));
+  }
+  return Gatherer(launch, std::move(self), log, deadline).run();
 }
 
 }  // namespace amxt::comm

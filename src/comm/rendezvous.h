@@ -1,39 +1,52 @@
-// Rendezvous: from a store's address to a socket to every other rank of this machine.
+// Rendezvous: from a store's address to a connection to every other rank, and to the nodes that they make.
 //
-// Each process listens on an abstract unix socket named by a random 128-bit nonce and appends an entry (rank, nonce, process, machine)
-// to the list "/amxtrain/<run id>/entry/<n>" of the store. The list may hold entries of earlier attempts: torchrun's agent keeps its store
-// over restarts. An entry counts only when its socket answers and proves the nonce; a dead process refuses at once. The higher rank
-// connects to the lower, the whole mesh; who gives up tells those it has met and leaves a note in the list for the others; who has all
-// says so to all, and rank 0 starts the group when everyone has. From then on no listener and no connection to the store is left.
+// Each process listens on an abstract unix socket named by a random 128-bit nonce, and where ranks may be on other machines also on a TCP
+// port of one interface. It appends an entry (rank, nonce, process, machine, address) to the list "/amxtrain/<run id>/entry/<n>" of the
+// store. The list may hold entries of earlier attempts: torchrun's agent keeps its store over restarts. An entry counts only when somebody
+// answers there and proves its nonce (handshake.h); a dead process refuses at once. The higher rank connects to the lower, the whole
+// mesh: by the unix socket where both are on one machine and no node id splits them, else by TCP. Who gives up tells those it has
+// met and leaves a note in the list for the others; who has all says so to all, with those of its own node; rank 0 makes the nodes of that and
+// starts the job, the lowest rank of each node its control segment. From then on no listener and no connection to the store is left.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
-#include "comm/control_message.h"
+#include "comm/identity.h"
 #include "comm/launch.h"
+#include "comm/link.h"
+#include "comm/nodes.h"
 
 namespace amxt::comm {
 
 struct Member {
   Identity identity;
-  Descriptor socket;   // not open in one's own entry
-  Descriptor process;  // see process_descriptor()
+  std::unique_ptr<Link> link;  // none in one's own entry
+  Descriptor process;          // see process_descriptor(); of one's own machine
+  // What it has said as a member of the group already: it heard of the start before this process did.
+  struct Early {
+    Message message;
+    Descriptor passed;
+  };
+  std::vector<Early> early;
 };
 
 struct Gathering {
   std::vector<Member> members;  // by rank, oneself included
-  Descriptor control;           // the control segment's memfd
+  Nodes nodes;
+  Descriptor control;  // the memfd of the node's control segment
 };
 
-// "rank 2 (pid 1234)"
-std::string rank_text(const Identity& identity);
+// What a rank that an entry tells of cannot be reached for, if that is so: it is on another machine (not `machine`) and its entry has no address
+// that leads there.
+struct Entry;
+std::string why_unreachable(const Entry& entry, const std::string& machine);
 
-// `control_bytes`: size of the control segment that rank 0 makes.
-Result<Gathering> gather(const LaunchInfo& launch, int threads, int64_t control_bytes, Log* log,
+Result<Gathering> gather(const LaunchInfo& launch, const GroupOptions& options, Log* log,
                          Deadline deadline);
 
 }  // namespace amxt::comm

@@ -1,6 +1,8 @@
 #include "comm/rendezvous_entry.h"
 
+#include <arpa/inet.h>
 #include <fmt/format.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -41,10 +43,32 @@ std::string host_name() {
 
 std::string socket_name(const Nonce& nonce) { return "amxtrain-" + hex(nonce); }
 
+std::optional<Address> parse_address(std::string_view text) {
+  const size_t colon = text.rfind(':');
+  int port = 0;
+  if (colon == text.npos || !parse(text.substr(colon + 1), &port) || port < 1 || port > 65535) {
+    return std::nullopt;
+  }
+  std::string ip(text.substr(0, colon));
+  sockaddr_in four{};
+  if (inet_pton(AF_INET, ip.c_str(), &four.sin_addr) == 1) {
+    four.sin_family = AF_INET;
+    return address_from(reinterpret_cast<const sockaddr*>(&four)).at_port(port);
+  }
+  if (ip.size() < 2 || ip.front() != '[' || ip.back() != ']') return std::nullopt;
+  ip = ip.substr(1, ip.size() - 2);
+  sockaddr_in6 six{};
+  if (inet_pton(AF_INET6, ip.c_str(), &six.sin6_addr) != 1) return std::nullopt;
+  six.sin6_family = AF_INET6;
+  return address_from(reinterpret_cast<const sockaddr*>(&six)).at_port(port);
+}
+
 std::string entry_text(const Entry& entry) {
-  return fmt::format("{}protocol={} rank={} world={} pid={} nonce={} machine={} host={} build={}",
-                     kEntry, entry.protocol, entry.rank, entry.world_size, entry.pid,
-                     hex(entry.nonce), entry.machine, entry.host, entry.build);
+  return fmt::format(
+      "{}protocol={} rank={} world={} pid={} nonce={} machine={} host={} build={} node={} "
+      "address={}",
+      kEntry, entry.protocol, entry.rank, entry.world_size, entry.pid, hex(entry.nonce),
+      entry.machine, entry.host, entry.build, entry.node, entry.address);
 }
 
 std::optional<Entry> parse_entry(std::string_view text) {
@@ -67,6 +91,9 @@ std::optional<Entry> parse_entry(std::string_view text) {
   entry.machine = plain_word(std::string(fields["machine"]));
   entry.host = plain_word(std::string(fields["host"]));
   entry.build = plain_word(std::string(fields["build"]));
+  entry.node = plain_word(std::string(fields["node"]));
+  const auto address = parse_address(fields["address"]);
+  if (address) entry.address = address->text;
   return entry;
 }
 

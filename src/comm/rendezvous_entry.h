@@ -8,6 +8,8 @@
 
 #include "base/result.h"
 #include "comm/control_message.h"
+#include "comm/identity.h"
+#include "comm/socket.h"
 
 namespace amxt::comm {
 
@@ -16,7 +18,13 @@ struct Entry {
   uint32_t protocol = 0;
   Nonce nonce;
   std::string machine, host, build;
+  std::string node;  // the node's id as given, may be empty
+  std::string
+      address;  // "10.0.0.1:4711" or "[fd00::1]:4711"; empty: it listens on its machine only
 };
+
+// Back from an entry's address; numbers only.
+std::optional<Address> parse_address(std::string_view text);
 
 // Letters, digits, '.', '-' and '_'; anything else becomes '_'; cut at 63 characters.
 std::string plain_word(std::string text);

@@ -152,23 +152,53 @@ bool meets_itself(int fd) {
          near_length == far_length && std::memcmp(&near, &far, near_length) == 0;
 }
 
-Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
-  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-  if (!socket) return system_error("socket", errno);
-  if (::connect(socket.get(), address.get(), address.length) != 0) {
-    if (errno != EINPROGRESS && errno != EINTR) return system_error("connect", errno);
-    AMXT_ASSIGN(const bool ready, wait_for(socket.get(), POLLOUT, deadline));
-    if (!ready) return Error(Code::kTimeout, "connect: no answer within the deadline", ETIMEDOUT);
-    int error = 0;
-    socklen_t length = sizeof error;
-    getsockopt(socket.get(), SOL_SOCKET, SO_ERROR, &error, &length);
-    if (error != 0) return system_error("connect", error);
-  }
-  if (meets_itself(socket.get())) {
-    return system_error("connect", ECONNREFUSED);
-  }
+void set_no_delay(const Descriptor& socket) {
   const int on = 1;
   setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+}
+
+Result<Descriptor> start_connect_tcp(const Address& address) {
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket) return system_error("socket", errno);
+  set_no_delay(socket);
+  if (::connect(socket.get(), address.get(), address.length) != 0 && errno != EINPROGRESS &&
+      errno != EINTR) {
+    return system_error("connect", errno);
+  }
+  return socket;
+}
+
+Status end_connect_tcp(int socket) {
+  int error = 0;
+  socklen_t length = sizeof error;
+  getsockopt(socket, SOL_SOCKET, SO_ERROR, &error, &length);
+  if (error == 0 && meets_itself(socket)) error = ECONNREFUSED;
+  if (error != 0) return system_error("connect", error);
+  return {};
+}
+
+Result<Descriptor> connect_tcp(const Address& address, Deadline deadline) {
+  AMXT_ASSIGN(Descriptor socket, start_connect_tcp(address));
+  AMXT_ASSIGN(const bool ready, wait_for(socket.get(), POLLOUT, deadline));
+  if (!ready) return Error(Code::kTimeout, "connect: no answer within the deadline", ETIMEDOUT);
+  AMXT_TRY(end_connect_tcp(socket.get()));
+  return socket;
+}
+
+Result<Descriptor> listen_tcp(const Address& address, Address* bound) {
+  const auto failed = [&](const char* call) {
+    return system_error(fmt::format("{}: {}", address.text, call), errno);
+  };
+  Descriptor socket(::socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!socket) return failed("socket");
+  if (bind(socket.get(), address.get(), address.length) != 0) return failed("bind");
+  if (listen(socket.get(), SOMAXCONN) != 0) return failed("listen");
+  sockaddr_storage own{};
+  socklen_t length = sizeof own;
+  if (getsockname(socket.get(), reinterpret_cast<sockaddr*>(&own), &length) != 0) {
+    return failed("getsockname");
+  }
+  if (bound != nullptr) *bound = address_from(reinterpret_cast<const sockaddr*>(&own));
   return socket;
 }
 

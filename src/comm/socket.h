@@ -50,8 +50,16 @@ Address address_from(const sockaddr* name);
 Result<std::vector<Address>> resolve(const std::string& host, int port,
                                      Deadline deadline = Deadline::never());
 
-// Connects, non-blocking from then on, with TCP_NODELAY. kTimeout at the deadline; the errno is in the error.
+// A connection under way: writable once it is decided, then end_connect_tcp() tells how. Non-blocking, with TCP_NODELAY.
+Result<Descriptor> start_connect_tcp(const Address& address);
+Status end_connect_tcp(int socket);
+// Both, in a wait. kTimeout at the deadline; the errno is in the error.
 Result<Descriptor> connect_tcp(const Address& address, Deadline deadline);
+
+void set_no_delay(const Descriptor& socket);
+
+// Non-blocking, at that address and nowhere else; port 0 takes a free one. `*bound` (may be null) gets the address with its port.
+Result<Descriptor> listen_tcp(const Address& address, Address* bound);
 
 // With nobody listening on an ephemeral port, the kernel may choose it as the source port too: then a TCP socket is connected to itself.
 bool meets_itself(int fd);

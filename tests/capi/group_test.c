@@ -89,6 +89,19 @@ static void a_launch_is_told_without_joining(void** state) {
   FAILS(AMXT_E_INVALID_ARGUMENT, "json is NULL", amxt_launch_info(NULL, NULL, &err));
 }
 
+static void a_machine_is_described(void** state) {
+  char* json = NULL;
+  (void)state;
+  setenv("AMXTRAIN_NVML_LIBRARY", "libno_driver.so.1", 1);
+  OK(amxt_topology(&json, &err));
+  HAS(json, "\"numa_nodes\":[{\"node\":");
+  HAS(json, "\"gpus\":[]");
+  HAS(json, "no NVIDIA driver: libno_driver.so.1");
+  amxt_string_destroy(json);
+  unsetenv("AMXTRAIN_NVML_LIBRARY");
+  FAILS(AMXT_E_INVALID_ARGUMENT, "json is NULL", amxt_topology(NULL, &err));
+}
+
 static void bad_options_are_refused_by_name(void** state) {
   struct fixture* f = fixture_new();
   amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
@@ -222,6 +235,7 @@ int main(void) {
       cmocka_unit_test(a_partial_environment_is_named),
       cmocka_unit_test(create_does_not_look_at_the_environment),
       cmocka_unit_test(a_launch_is_told_without_joining),
+      cmocka_unit_test(a_machine_is_described),
       cmocka_unit_test(bad_options_are_refused_by_name),
       cmocka_unit_test(a_missing_peer_ends_in_time),
       cmocka_unit_test(after_finalize_there_is_nothing_but_destroy),

@@ -14,6 +14,7 @@ static void build_and_cpu_are_told_as_json(void** state) {
   (void)state;
   HAS(amxt_build_info(), "\"commit\"");
   HAS(amxt_build_info(), "\"oneDNN\"");
+  HAS(amxt_build_info(), "\"optional\":{\"NCCL\":{\"found\":");
   HAS(amxt_cpu_info(), "\"isa\"");
   HAS(amxt_cpu_info(), "\"threads_reason\"");
   assert_ptr_equal(amxt_cpu_info(), amxt_cpu_info());

@@ -537,10 +537,10 @@ TEST_F(CommGroupWithAgent, ARankOnAnotherMachineIsRefusedByName) {
   leave_entry("amxtrain protocol=1 rank=1 world=2 pid=7 nonce=" + std::string(32, '7') +
               " machine=other host=elsewhere build=x");
   const auto failure = start("leave", 0, 2, agent_variables_).expect_error();
-  EXPECT_EQ(failure.code, Code::kUnsupported);
+  EXPECT_EQ(failure.code, Code::kMismatch);
   EXPECT_EQ(failure.rank, 1);
-  EXPECT_THAT(failure.message, AllOf(HasSubstr("rank 1 (pid 7)"), HasSubstr("'elsewhere'"),
-                                     HasSubstr("several nodes")));
+  EXPECT_THAT(failure.message, AllOf(HasSubstr("rank 1 (pid 7 on host elsewhere)"),
+                                     HasSubstr("another machine"), HasSubstr("LOCAL_WORLD_SIZE")));
 }
 
 TEST_F(CommGroupWithAgent, TheAgentsStoreStaysUsable) {

@@ -22,5 +22,6 @@ Run add_eval(CLI::App& app);
 Run add_verify(CLI::App& app);
 Run add_launch(CLI::App& app);
 Run add_bench(CLI::App& app);
+Run add_topo(CLI::App& app);
 
 }  // namespace command

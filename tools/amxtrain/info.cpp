@@ -48,6 +48,11 @@ void print_info(const Json& build, const Json& cpu) {
   for (const auto& [name, version] : build.at("libraries").items()) {
     row(name, text_or(version, "not found"));
   }
+  for (const auto& [name, library] : build.at("optional").items()) {
+    row(name, library.at("found") == true
+                  ? text_or(library.at("version"), "unknown version")
+                  : fmt::format("not found ({})", text_or(library.at("reason"), "?")));
+  }
 }
 
 void print_launch(const Json& info) {

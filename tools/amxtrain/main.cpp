@@ -79,8 +79,8 @@ int run(int argc, char** argv) {
   app.footer("amxtrain COMMAND --help tells the options of a command.");
 
   using Add = Run (*)(CLI::App&);
-  const Add adds[] = {add_info,  add_init, add_inspect, add_tokenize, add_plan,
-                      add_train, add_eval, add_verify,  add_launch,   add_bench};
+  const Add adds[] = {add_info, add_init,   add_inspect, add_tokenize, add_plan, add_train,
+                      add_eval, add_verify, add_launch,  add_bench,    add_topo};
   std::vector<std::pair<CLI::App*, Run>> commands;
   for (const Add add : adds) {
     Run command = add(app);

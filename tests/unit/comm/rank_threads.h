@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <functional>
 #include <memory>
@@ -39,7 +40,21 @@ inline LaunchInfo local_launch(int rank, int world, const std::string& address, 
 struct RankOptions {
   int threads = 1;       // that each rank says it has
   bool finalize = true;  // after the body, unless the group has failed
+  // Node of each rank, as AMXTRAIN_NODE_ID would say; none: all on one.
+  std::vector<int> nodes = {};
+  int64_t peer_timeout_ns = 10 * kSecond;
 };
+
+// The launch of a rank on one of several nodes of this machine.
+inline LaunchInfo launch_on_nodes(int rank, const std::vector<int>& nodes,
+                                  const std::string& address, int port = 29500) {
+  LaunchInfo launch = local_launch(rank, static_cast<int>(nodes.size()), address, port);
+  const int node = nodes[static_cast<size_t>(rank)];
+  launch.node_hint = "node-" + std::to_string(node);
+  launch.local_rank = static_cast<int>(std::count(nodes.begin(), nodes.begin() + rank, node));
+  launch.local_world_size = static_cast<int>(std::count(nodes.begin(), nodes.end(), node));
+  return launch;
+}
 
 // Runs body(group) on `world` threads.
 inline void RankThreads(int world, const std::function<void(Group&)>& body,
@@ -50,8 +65,11 @@ inline void RankThreads(int world, const std::function<void(Group&)>& body,
     ranks.emplace_back([&, rank] {
       GroupOptions options;
       options.threads = rank_options.threads;
-      auto group = Group::create(local_launch(rank, world, address), options, nullptr,
-                                 Deadline::after(20 * kSecond));
+      options.peer_timeout_ns = rank_options.peer_timeout_ns;
+      const LaunchInfo launch = rank_options.nodes.empty()
+                                    ? local_launch(rank, world, address)
+                                    : launch_on_nodes(rank, rank_options.nodes, address);
+      auto group = Group::create(launch, options, nullptr, Deadline::after(20 * kSecond));
       ASSERT_TRUE(group) << "rank " << rank << ": " << group.error().message();
       body(**group);
       if (!rank_options.finalize || !(*group)->check()) return;

@@ -1,0 +1,626 @@
+#include "comm/job_group.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "base/cpu.h"
+#include "base/futex.h"
+#include "base/text.h"
+#include "comm/control_channel.h"
+#include "comm/control_segment.h"
+#include "comm/gloo_wire.h"
+#include "comm/meeting.h"
+#include "comm/memory_file.h"
+#include "comm/rendezvous.h"
+#include "comm/rendezvous_entry.h"
+#include "comm/wire.h"
+
+namespace amxt::comm {
+namespace {
+
+constexpr int64_t kSpinNs = 50'000;
+constexpr int64_t kLookNs = 100'000'000;       // a sleeping rank looks around this often
+constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
+constexpr int64_t kReasonNs =
+    1'000'000'000;  // a reason, or rank 0's word, comes this soon after what it ended
+constexpr int64_t kLateNs = 20'000'000;  // who waits so long for others of its node tells rank 0
+constexpr int64_t kCollapseFromBytes = int64_t{64} << 20;
+constexpr int64_t kCollapsePages = 64;  // at a time
+
+// What one rank says at the end of share().
+struct ShareReport {
+  Code code = Code::kOk;
+  int64_t bytes = 0;
+  std::string what, text;
+
+  std::string pack() const {
+    return fmt::format("{}\n{}\n{}\n{}", static_cast<int>(code), bytes, what, text)
+        .substr(0, ControlSegment::kMaxPayload);
+  }
+  static ShareReport unpack(std::string_view packed) {
+    const auto line = [&packed] {
+      const std::string_view part = packed.substr(0, packed.find('\n'));
+      packed.remove_prefix(std::min(packed.size(), part.size() + 1));
+      return part;
+    };
+    ShareReport report;
+    int code = 0;
+    const std::string_view code_text = line(), bytes_text = line();
+    std::from_chars(code_text.data(), code_text.data() + code_text.size(), code);
+    std::from_chars(bytes_text.data(), bytes_text.data() + bytes_text.size(), report.bytes);
+    report.code = static_cast<Code>(code);
+    report.what = line();
+    report.text = packed;
+    return report;
+  }
+};
+
+class JobGroup final : public Group, private ControlChannel::Owner {
+ public:
+  JobGroup(const LaunchInfo& launch, const GroupOptions& options, Log* log, Gathering gathering,
+           ControlSegment segment)
+      : launch_(launch),
+        log_(log),
+        nodes_(std::move(gathering.nodes)),
+        oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
+        segment_(std::move(segment)),
+        channel_(launch.rank, std::move(gathering.members), options.peer_timeout_ns, log, this) {
+    if (rank() == 0 && node_count() > 1) {
+      meeting_.emplace(
+          nodes_, [this](int rank) { return name(rank); },
+          [this](uint64_t number, const std::string& payloads) { tell_open(number, payloads); });
+    }
+  }
+
+  Status start() { return channel_.start(); }
+
+  const LaunchInfo& launch() const override { return launch_; }
+  const Nodes& nodes() const override { return nodes_; }
+  bool oversubscribed() const override { return oversubscribed_; }
+  Status check() const override { return channel_.check(); }
+
+  Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) override {
+    if (node_count() == 1) {
+      return Error(Code::kInvalidState, "a group of one node needs no wire");
+    }
+    return make_gloo_wire(*this, log_, deadline);
+  }
+
+  void set_listener(Listener listener) override {
+    const std::lock_guard lock(listener_mutex_);
+    listener_ = std::move(listener);
+  }
+
+  void post(int to, std::string_view message) override {
+    if (to < 0 || to >= size() || to == rank() || message.size() > kMaxPost) return;
+    Message post;
+    post.kind = MessageKind::kPost;
+    post.payload = message;
+    channel_.send(to, post);
+  }
+
+  void abort(std::string_view reason) override {
+    Error error(Code::kCommAborted, fmt::format("{} gave up: {}", name(rank()), reason));
+    channel_.fail(std::move(error).with_rank(rank()));
+  }
+
+  Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
+    auto number = meet(Collective::kBarrier, {}, deadline, cancel);
+    if (!number) return std::move(number).error();
+    return {};
+  }
+
+  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) override {
+    if (payload.size() > ControlSegment::kMaxPayload) return payload_error(payload.size());
+    AMXT_ASSIGN(const uint64_t number, meet(Collective::kExchange, payload, deadline, nullptr));
+    return segment_.payloads(number);
+  }
+
+  Status finalize(Deadline deadline) override {
+    auto number = meet(Collective::kFinalize, {}, deadline, nullptr);
+    if (!number) return std::move(number).error();
+    finalized_ = true;
+    channel_.leave();
+    return {};
+  }
+
+  Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) override {
+    if (bytes < 0) {
+      return Error(Code::kInvalidArgument,
+                   fmt::format("shared memory {} of {} bytes", quote(what), bytes));
+    }
+    AMXT_TRY(usable());
+    ShareReport report{Code::kOk, bytes, quote(what), {}};
+    auto mapped =
+        rank() == leader() ? offer(report.what, bytes) : take(report.what, bytes, deadline);
+    AMXT_TRY(channel_.check());
+    SharedMemory memory;
+    if (mapped) {
+      memory = std::move(*mapped);
+      use_huge_pages(memory, deadline);
+    } else {
+      report.code = mapped.error().code();
+      report.text = mapped.error().message();
+    }
+    AMXT_ASSIGN(const uint64_t number, meet(Collective::kShare, report.pack(), deadline, nullptr));
+    AMXT_TRY(agree(report, segment_.payloads(number)));
+    return memory;
+  }
+
+ protected:
+  void changed() override { segment_.wake(); }
+
+  void heard(int from, const Message& message) override {
+    switch (message.kind) {
+      case MessageKind::kPost: {
+        const std::lock_guard lock(listener_mutex_);
+        if (listener_) listener_(from, message.payload);
+        return;
+      }
+      case MessageKind::kOpen:
+        if (from == 0) open_here(message.sequence, message.payload);
+        return;
+      case MessageKind::kArrive:
+        return fail_unless(meet_nodes(from, static_cast<Collective>(message.code), message.sequence,
+                                      message.payload));
+      case MessageKind::kWaiting:
+        if (meeting_) meeting_->waits(from, message.sequence);
+        return;
+      case MessageKind::kGiveUp:
+        return end_for_all(from, message.sequence, static_cast<Collective>(message.bytes),
+                           static_cast<Code>(message.code));
+      default:
+        return;
+    }
+  }
+
+  uint64_t last_word() override { return meeting_ ? meeting_->close() : 0; }
+
+ private:
+  std::string name(int rank) const { return rank_text(channel_.identity(rank)); }
+
+  Status usable() const {
+    AMXT_TRY(channel_.check());
+    if (finalized_) return Error(Code::kInvalidState, "the group was finalized");
+    if (cancelled_) {
+      return Error(Code::kInvalidState,
+                   "a wait of this group was cancelled: it can only be aborted");
+    }
+    return {};
+  }
+
+  // Why a wait ends before all have arrived.
+  enum class Ending { kNone, kFailed, kLeft, kCancelled, kDeadline };
+
+  // Arrives and waits for all; the number of the collective in the segment, for its payloads. All living ranks pass or none.
+  Result<uint64_t> meet(Collective collective, std::string_view payload, Deadline deadline,
+                        const std::atomic<bool>* cancel) {
+    AMXT_TRY(usable());
+    const bool on_node = node_count() == 1 || collective == Collective::kShare;
+    return on_node ? meet_on_node(collective, payload, deadline, cancel)
+                   : meet_on_job(collective, payload, deadline, cancel);
+  }
+
+  // The ranks of a node decide by themselves: who can't wait any more breaks it off, unless it has opened meanwhile.
+  Result<uint64_t> meet_on_node(Collective collective, std::string_view payload, Deadline deadline,
+                                const std::atomic<bool>* cancel) {
+    if (is_set(cancel) && break_off(Ending::kCancelled, segment_.next_number())) {
+      return end(Ending::kCancelled, collective, segment_.next_number());
+    }
+    const auto [number, last] = segment_.arrive(collective, payload);
+    if (last) {
+      const int other = segment_.disagrees();
+      if (other >= 0) {
+        segment_.break_off(number);
+        return out_of_order(collective, other);
+      }
+      segment_.open(number);
+    } else {
+      spin(number);
+    }
+    while (!segment_.is_open(number)) {
+      if (segment_.is_broken(number)) return broken_off(collective);
+      const Ending ending = ending_of(number, deadline, cancel);
+      if (ending == Ending::kNone) {
+        segment_.sleep(
+            number, deadline.earlier(Deadline::after(cancel != nullptr ? kCancelLookNs : kLookNs)));
+      } else if (break_off(ending, number)) {
+        return end(ending, collective, number);
+      }
+    }
+    return number;
+  }
+
+  // Rank 0 decides for all nodes. The last to arrive on a node tells it; it tells the leaders, who open. Who can't wait any more says so to rank
+  // 0 and goes by its word.
+  Result<uint64_t> meet_on_job(Collective collective, std::string_view payload, Deadline deadline,
+                               const std::atomic<bool>* cancel) {
+    const uint64_t in_job = meetings_.load(std::memory_order_relaxed) + 1;
+    opens_next_.store(segment_.next_number(), std::memory_order_release);
+    meetings_.store(in_job, std::memory_order_release);
+    Ending ending = is_set(cancel) ? Ending::kCancelled : Ending::kNone;
+    uint64_t number = segment_.next_number();
+    if (ending == Ending::kNone) {
+      const auto arrival = segment_.arrive(collective, payload);
+      number = arrival.number;
+      if (arrival.last) {
+        const int other = segment_.disagrees();
+        if (other >= 0) return out_of_order(collective, other);
+        arrive_at_job(collective, in_job, number);
+      }
+      spin(number);
+    }
+    const Deadline late = Deadline::after(kLateNs);
+    bool has_told = false;
+    while (!segment_.is_open(number)) {
+      if (ending == Ending::kNone) ending = ending_on_job(deadline, cancel);
+      if (ending != Ending::kNone) return give_up(ending, collective, in_job, number);
+      if (!has_told && late.passed()) {
+        has_told = true;
+        tell_waiting(in_job);
+      }
+      const int64_t look_ns = !has_told ? kLateNs : cancel != nullptr ? kCancelLookNs : kLookNs;
+      segment_.sleep(number, deadline.earlier(Deadline::after(look_ns)));
+    }
+    return number;
+  }
+
+  Ending ending_on_job(Deadline deadline, const std::atomic<bool>* cancel) const {
+    if (channel_.failed()) return Ending::kFailed;
+    if (is_set(cancel)) return Ending::kCancelled;
+    if (deadline.passed()) return Ending::kDeadline;
+    return Ending::kNone;
+  }
+
+  void arrive_at_job(Collective collective, uint64_t in_job, uint64_t number) {
+    // Rank 0 sees the payloads of its own node itself.
+    std::string payloads = node() == 0 && rank() != 0 ? std::string() : payloads_here(number);
+    if (rank() == 0) return fail_unless(meeting_->arrive(0, collective, in_job, payloads));
+    Message message;
+    message.kind = MessageKind::kArrive;
+    message.code = static_cast<int32_t>(collective);
+    message.sequence = in_job;
+    message.payload = std::move(payloads);
+    channel_.send(0, message);
+  }
+
+  std::string payloads_here(uint64_t number) const {
+    const std::vector<std::string> all = segment_.payloads(number);
+    std::vector<std::string> here;
+    for (const int rank : nodes_.on(node())) here.push_back(all[static_cast<size_t>(rank)]);
+    return pack_payloads(here);
+  }
+
+  void tell_waiting(uint64_t in_job) {
+    if (meeting_) return meeting_->waits(0, in_job);
+    Message message;
+    message.kind = MessageKind::kWaiting;
+    message.sequence = in_job;
+    channel_.send(0, message);
+  }
+
+  // Asks rank 0 to end the collective, and waits for its word on it: opened after all, or not.
+  Result<uint64_t> give_up(Ending ending, Collective collective, uint64_t in_job, uint64_t number) {
+    if (ending == Ending::kCancelled || ending == Ending::kDeadline) {
+      const Code why = ending == Ending::kCancelled ? Code::kCancelled : Code::kCommTimeout;
+      if (meeting_) {
+        end_for_all(0, in_job, collective, why);
+      } else {
+        Message message;
+        message.kind = MessageKind::kGiveUp;
+        message.code = static_cast<int32_t>(why);
+        message.sequence = in_job;
+        message.bytes = static_cast<int64_t>(collective);
+        channel_.send(0, message);
+      }
+    }
+    const Deadline patience = Deadline::after(kReasonNs);
+    while (!patience.passed()) {
+      if (segment_.is_open(number)) return number;
+      const auto opened = channel_.last_opened();
+      if (opened && *opened < in_job) break;
+      // The payloads of an exchange come through the leader, or not at all.
+      if (opened && collective != Collective::kExchange) return number;
+      if (!opened && channel_.is_lost(0) && rank() != 0) break;
+      segment_.sleep(number, patience.earlier(Deadline::after(kCancelLookNs)));
+    }
+    if (ending == Ending::kCancelled) {
+      cancelled_ = true;
+      return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+    }
+    return channel_.fail_with(
+        Error(Code::kCommTimeout, fmt::format("{} did not answer about a {} within the deadline of "
+                                              "{}",
+                                              name(0), collective_name(collective), name(rank())))
+            .with_rank(0));
+  }
+
+  // --- On rank 0 ---
+
+  Status meet_nodes(int from, Collective collective, uint64_t in_job, const std::string& payloads) {
+    if (!meeting_) return {};
+    const bool here = nodes_.node_of(from) == 0;
+    return meeting_->arrive(
+        from, collective, in_job,
+        here ? payloads_here(opens_next_.load(std::memory_order_acquire)) : payloads);
+  }
+
+  void end_for_all(int from, uint64_t in_job, Collective collective, Code why) {
+    if (!meeting_) return;
+    if (why == Code::kCommTimeout && meetings_.load(std::memory_order_acquire) == in_job) {
+      // Of its own node rank 0 knows who is there, as soon as it is there itself.
+      const std::vector<int> late = segment_.missing(opens_next_.load(std::memory_order_acquire));
+      for (const int rank : nodes_.on(0)) {
+        if (!std::binary_search(late.begin(), late.end(), rank)) meeting_->waits(rank, in_job);
+      }
+    }
+    if (auto error = meeting_->give_up(from, in_job, collective, why)) {
+      channel_.fail(*std::move(error));
+    }
+  }
+
+  void tell_open(uint64_t in_job, const std::string& payloads) {
+    Message message;
+    message.kind = MessageKind::kOpen;
+    message.sequence = in_job;
+    message.payload = payloads;
+    for (int node = 1; node < node_count(); ++node) channel_.send(nodes_.leader(node), message);
+    open_here(in_job, payloads);
+  }
+
+  void fail_unless(Status status) {
+    if (!status) channel_.fail(std::move(status).error());
+  }
+
+  // --- On every leader ---
+
+  // All ranks here have arrived, so that opens_next_ is what they wait at.
+  void open_here(uint64_t in_job, std::string_view packed) {
+    const uint64_t number = opens_next_.load(std::memory_order_acquire);
+    const auto payloads = unpack_payloads(packed, static_cast<size_t>(size()));
+    if (!payloads || rank() != leader() || in_job != meetings_.load(std::memory_order_acquire)) {
+      return channel_.fail(
+          Error(Code::kCommProtocol, name(0) + " opened a collective that makes no sense here")
+              .with_rank(0));
+    }
+    for (int other = 0; other < size(); ++other) {
+      if (nodes_.node_of(other) != node())
+        segment_.put_payload(number, other, (*payloads)[static_cast<size_t>(other)]);
+    }
+    segment_.open(number);
+  }
+
+  int leader() const { return nodes_.leader(node()); }
+
+  static bool is_set(const std::atomic<bool>* cancel) {
+    return cancel != nullptr && cancel->load(std::memory_order_acquire);
+  }
+
+  Ending ending_of(uint64_t number, Deadline deadline, const std::atomic<bool>* cancel) const {
+    if (channel_.failed()) return Ending::kFailed;
+    if (first_that_left(number) >= 0) return Ending::kLeft;
+    if (is_set(cancel)) return Ending::kCancelled;
+    if (deadline.passed()) return Ending::kDeadline;
+    return Ending::kNone;
+  }
+
+  bool break_off(Ending ending, uint64_t number) {
+    if (ending == Ending::kCancelled) segment_.set_cancelled(true);
+    if (segment_.break_off(number)) return true;
+    if (ending == Ending::kCancelled) segment_.set_cancelled(false);
+    return false;
+  }
+
+  // A rank that has finalized arrives nowhere any more.
+  int first_that_left(uint64_t number) const {
+    for (const int rank : segment_.missing(number)) {
+      if (channel_.left(rank)) return rank;
+    }
+    return -1;
+  }
+
+  Error end(Ending ending, Collective collective, uint64_t number) {
+    switch (ending) {
+      case Ending::kCancelled:
+        cancelled_ = true;
+        return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+      case Ending::kDeadline:
+        return timed_out(collective, number);
+      case Ending::kLeft: {
+        const int rank = first_that_left(number);
+        return channel_.fail_with(
+            Error(Code::kCommAborted, name(rank) + " has finalized the group while others go on")
+                .with_rank(rank));
+      }
+      default:
+        return channel_.fail_with(
+            Error(Code::kCommAborted, "the group has failed"));  // with its own reason
+    }
+  }
+
+  // By another rank, whose reason is here already or on its way; a cancelled one sends none.
+  Error broken_off(Collective collective) {
+    const Deadline until = Deadline::after(kReasonNs);
+    while (!channel_.failed() && !until.passed()) {
+      for (const int rank : nodes_.on(node())) {
+        if (!segment_.has_cancelled(rank)) continue;
+        return channel_.fail_with(
+            Error(Code::kCommAborted, name(rank) + " cancelled its wait").with_rank(rank));
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    return channel_.fail_with(Error(Code::kCommAborted, fmt::format("another rank broke off a {}",
+                                                                    collective_name(collective))));
+  }
+
+  void spin(uint64_t number) const {
+    if (oversubscribed_) return;
+    const Deadline end = Deadline::after(kSpinNs);
+    while (!segment_.is_open(number) && !end.passed()) {
+      for (int i = 0; i < 16; ++i) spin_pause();
+    }
+  }
+
+  Error out_of_order(Collective collective, int other) {
+    return channel_.fail_with(
+        Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
+                                               collective_name(segment_.collective(other)),
+                                               name(rank()), collective_name(collective)))
+            .with_rank(other));
+  }
+
+  Error timed_out(Collective collective, uint64_t number) {
+    const std::vector<int> missing = segment_.missing(number);
+    std::string who;
+    for (const int rank : missing) who += fmt::format("{}{}", who.empty() ? "" : ", ", name(rank));
+    if (missing.empty()) who = "the last rank";  // just now, too late
+    const int first = missing.empty() ? -1 : missing.front();
+    return channel_.fail_with(
+        Error(Code::kCommTimeout, fmt::format("{} did not arrive at a {} within the deadline of {}",
+                                              who, collective_name(collective), name(rank())))
+            .with_rank(first));
+  }
+
+  Result<SharedMemory> offer(const std::string& what, int64_t bytes) {
+    ControlChannel::Segment segment;
+    segment.bytes = bytes;
+    segment.text = what;
+    auto made =
+        bytes > 0 ? make_and_map(bytes, &segment.file) : Result<SharedMemory>(SharedMemory());
+    if (!made) {
+      segment.code = made.error().code();
+      segment.text = made.error().message();
+    }
+    announce(++shares_, segment);
+    return made;
+  }
+
+  void announce(uint64_t sequence, const ControlChannel::Segment& segment) {
+    Message message;
+    message.kind = MessageKind::kSegment;
+    message.sequence = sequence;
+    message.bytes = segment.bytes;
+    message.code = static_cast<int32_t>(segment.code);
+    message.set_text(segment.text);
+    for (const int rank : nodes_.on(node())) channel_.send(rank, message, segment.file.get());
+  }
+
+  Result<SharedMemory> make_and_map(int64_t bytes, Descriptor* file) {
+    AMXT_ASSIGN(*file, make_memory_file("amxtrain", bytes));
+    AMXT_ASSIGN(std::byte* const data, map_memory_file(*file, bytes));
+    interleave_memory(data, bytes);
+    return adopt(data, bytes);
+  }
+
+  Result<SharedMemory> take(const std::string& what, int64_t bytes, Deadline deadline) {
+    auto segment = channel_.wait_for_segment(++shares_, deadline);
+    if (!segment && segment.error().code() == Code::kTimeout) {
+      return channel_.fail_with(
+          Error(Code::kCommTimeout,
+                fmt::format("{} did not offer shared memory {} within the deadline of {}",
+                            name(leader()), what, name(rank())))
+              .with_rank(leader()));
+    }
+    if (!segment) return std::move(segment).error();
+    // The leader reports its own failure, and a difference is everyone's.
+    if (segment->code != Code::kOk || segment->bytes != bytes || bytes == 0) return SharedMemory();
+    if (!segment->file) return Error(Code::kLimit, "no file descriptor left to take it with");
+    AMXT_ASSIGN(std::byte* const data, map_memory_file(segment->file, bytes));
+    return adopt(data, bytes);
+  }
+
+  // Each rank of the node allocates and collapses its part of the pages.
+  void use_huge_pages(const SharedMemory& memory, Deadline deadline) const {
+    if (memory.bytes() < kCollapseFromBytes) return;
+    const int64_t pages = memory.bytes() / kHugePageBytes;
+    const int64_t end = pages * (local_rank() + 1) / local_size();
+    for (int64_t page = pages * local_rank() / local_size(); page < end; page += kCollapsePages) {
+      if (channel_.failed() || deadline.passed()) return;
+      const int64_t last = std::min(page + kCollapsePages, end);
+      if (collapse_pages(memory.data(), page, last) > 0)
+        return;  // no huge page free, or an old kernel
+    }
+  }
+
+  // The same verdict on every rank of the node: the first that failed, else the first that asks for something else than the leader.
+  Status agree(const ShareReport& own, const std::vector<std::string>& packed) const {
+    std::map<int, ShareReport> reports;
+    for (const int rank : nodes_.on(node()))
+      reports[rank] = ShareReport::unpack(packed[static_cast<size_t>(rank)]);
+    for (const auto& [rank, report] : reports) {
+      if (report.code == Code::kOk) continue;
+      return Error(report.code,
+                   fmt::format("shared memory {}: {}: {}", own.what, name(rank), report.text))
+          .with_rank(rank);
+    }
+    const ShareReport& first = reports[leader()];
+    for (const auto& [rank, report] : reports) {
+      if (report.bytes == first.bytes && report.what == first.what) continue;
+      return Error(Code::kMismatch,
+                   fmt::format("{} asks for {} bytes of shared memory {}, {} for {} of {}",
+                               name(rank), report.bytes, report.what, name(leader()), first.bytes,
+                               first.what))
+          .with_rank(rank);
+    }
+    return {};
+  }
+
+  static bool exceeds_cpus(const std::vector<Member>& members, const std::vector<int>& here) {
+    uint64_t cpus[std::size(Identity{}.cpus)] = {};
+    int64_t threads = 0;
+    for (const int rank : here) {
+      const Member& member = members[static_cast<size_t>(rank)];
+      threads += member.identity.threads;
+      int own = 0;
+      for (size_t i = 0; i < std::size(cpus); ++i) {
+        cpus[i] |= member.identity.cpus[i];
+        own += std::popcount(member.identity.cpus[i]);
+      }
+      if (member.identity.threads > own) return true;
+    }
+    int64_t all = 0;
+    for (const uint64_t word : cpus) all += std::popcount(word);
+    const double quota = cpu_limits().cgroup_cpus;
+    return threads > all || (quota > 0 && static_cast<double>(threads) > quota);
+  }
+
+  const LaunchInfo launch_;
+  Log* const log_;
+  const Nodes nodes_;
+  const bool oversubscribed_;
+  bool finalized_ = false;
+  bool cancelled_ = false;
+  uint64_t shares_ = 0;
+  // The job's collective that this rank is at, and its number in the segment.
+  std::atomic<uint64_t> meetings_{0}, opens_next_{0};
+  std::mutex listener_mutex_;
+  Listener listener_;
+  std::optional<Meeting> meeting_;  // rank 0's, on several nodes
+  ControlSegment segment_;
+  ControlChannel channel_;  // the last: its thread uses the others
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Group>> make_job_group(const LaunchInfo& launch, const GroupOptions& options,
+                                              Log* log, Deadline deadline) {
+  AMXT_ASSIGN(Gathering gathering, gather(launch, options, log, deadline));
+  const std::vector<int> here = gathering.nodes.on(gathering.nodes.node_of(launch.rank));
+  AMXT_ASSIGN(ControlSegment segment,
+              ControlSegment::map(gathering.control, here, launch.rank, launch.world_size));
+  auto group =
+      std::make_unique<JobGroup>(launch, options, log, std::move(gathering), std::move(segment));
+  AMXT_TRY(group->start());
+  return std::unique_ptr<Group>(std::move(group));
+}
+
+}  // namespace amxt::comm
