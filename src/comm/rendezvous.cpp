@@ -20,10 +20,9 @@
 #include "comm/entry_list.h"
 #include "comm/handshake.h"
 #include "comm/interfaces.h"
+#include "comm/job_store.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous_entry.h"
-#include "comm/tcp_store_client.h"
-#include "comm/tcp_store_server.h"
 #include "comm/unix_socket.h"
 
 namespace amxt::comm {
@@ -59,10 +58,6 @@ std::string number_list(const std::vector<int>& numbers) {
   return fmt::format("{}", fmt::join(numbers, ", "));
 }
 
-bool is_number_address(const std::string& host) {
-  return parse_address(host + ":1") || parse_address("[" + host + "]:1");
-}
-
 class Gatherer {
  public:
   Gatherer(const LaunchInfo& launch, Handshake::Self self, Log* log, Deadline deadline)
@@ -72,7 +67,7 @@ class Gatherer {
         deadline_(deadline),
         machine_(this_machine()),
         node_(plain_word(launch.node_hint)),
-        may_be_elsewhere_(launch.spans_nodes() || !node_.empty()) {
+        may_be_elsewhere_(launch.spans_nodes() || launch.local_size_is_guess || !node_.empty()) {
     members_.resize(static_cast<size_t>(own().world_size));
     ready_.resize(members_.size());
     near_.assign(members_.size(), std::vector<bool>(members_.size()));
@@ -108,12 +103,11 @@ class Gatherer {
   Status join() {
     AMXT_ASSIGN(listener_, listen_abstract(socket_name(own().nonce)));
     if (own().rank == 0 && !launch_.agent_store) {
-      auto server = TcpStoreServer::start(launch_.master_address, launch_.master_port);
+      auto server = serve_job_store(launch_, self_.secret, deadline_);
       if (!server) return who_has_the_port(std::move(server).error());
       server_ = std::move(*server);
     }
-    AMXT_ASSIGN(auto store,
-                TcpStoreClient::connect(launch_.master_address, launch_.master_port, deadline_));
+    AMXT_ASSIGN(auto store, connect_to_job_store(launch_, self_.secret, log_, deadline_));
     AMXT_TRY(publish(std::move(store)));
     AMXT_TRY(meet_all());
     // Nobody comes any more. All listeners are closed before anyone can start a next group, so that none is taken for this one.
@@ -146,19 +140,9 @@ class Gatherer {
 
   Status listen_to_other_machines() {
     AMXT_ASSIGN(const std::vector<Address> masters,
-                resolve(launch_.master_address, launch_.master_port));
+                resolve(launch_.master_address, launch_.master_port, deadline_));
     AMXT_ASSIGN(const Address address, own_address(launch_.interface, masters.front()));
-    // A loopback address on purpose is written as one; a host's own name often leads there by mistake.
-    const bool by_name =
-        !is_number_address(launch_.master_address) && launch_.master_address != "localhost";
-    if (launch_.spans_nodes() && by_name && is_loopback(address)) {
-      return Error(
-          Code::kInvalidArgument,
-          fmt::format("MASTER_ADDR {} is {} here, a loopback address that other nodes do not "
-                      "reach: set AMXTRAIN_SOCKET_IFNAME to the interface between the nodes, or "
-                      "MASTER_ADDR to rank 0's address there",
-                      quote(launch_.master_address), masters.front().ip()));
-    }
+    if (launch_.interface.empty()) AMXT_TRY(check_reached_by_others(launch_, address));
     AMXT_ASSIGN(tcp_listener_, listen_tcp(address, &tcp_address_));
     set_word(self_.identity.address, tcp_address_.ip());
     return {};
@@ -185,8 +169,7 @@ class Gatherer {
     Deadline soon = deadline_.earlier(Deadline::after(kLookNs));
     TcpStoreClient::Options options;
     options.ping_timeout_ns = options.reply_timeout_ns = kLookNs;
-    auto store =
-        TcpStoreClient::connect(launch_.master_address, launch_.master_port, soon, options);
+    auto store = connect_to_job_store(launch_, self_.secret, nullptr, soon, options);
     if (!store) return taken;
     if (!publish(*std::move(store))) return taken;
     for (bool served = true; !soon.passed();) {
@@ -655,6 +638,10 @@ class Gatherer {
   }
 
   void count_dropped() {
+    if (server_ && server_->dropped() > 0 && log_ != nullptr) {
+      log_->warning(fmt::format("rank 0: {} of strangers dropped at the store",
+                                counted(server_->dropped(), "connection")));
+    }
     for (const Handshake& handshake : handshakes_) dropped_ += handshake.entry() ? 0 : 1;
     if (dropped_ == 0 || log_ == nullptr) return;
     log_->warning(fmt::format("rank {}: {} of strangers dropped{}", own().rank,
