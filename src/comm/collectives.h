@@ -3,9 +3,9 @@
 //
 // Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used at
 // the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
-// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows; a
-// mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of them, naming both sides; every call has a
-// deadline, after which the communicator is dead on all ranks, as after a cancel.
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows (once per
+// level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of them,
+// naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
 #pragma once
 
 #include <atomic>
@@ -13,23 +13,33 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/deadline.h"
 #include "base/dtype.h"
+#include "base/log.h"
 #include "base/result.h"
+#include "kernels/reduce.h"
 
 namespace amxt::comm {
 
-enum class ReduceOp : int32_t { kSum = 0, kMax = 1, kMin = 2, kAvg = 3 };
+class Group;
+using kernels::ReduceOp;
 
-// fp32, bf16, fp16, int32, int64, uint8; kAvg of integers rounds towards zero.
-bool is_collective_dtype(DType dtype);
+// fp32, bf16, fp16, int32, int64, uint8.
+inline bool is_collective_dtype(DType dtype) { return kernels::is_reducible(dtype); }
+const char* reduce_op_name(ReduceOp op);  // "sum"
 
 class Collectives {
  public:
   struct Limits {
     Deadline deadline = Deadline::never();
     const std::atomic<bool>* cancel = nullptr;
+  };
+  // What one kind of call has done so far.
+  struct Counter {
+    std::string name;                      // "all_reduce"
+    int64_t calls = 0, bytes = 0, ns = 0;  // bytes of this rank's larger buffer
   };
 
   virtual ~Collectives() = default;
@@ -58,6 +68,26 @@ class Collectives {
   virtual Status receive(void* data, int64_t count, DType dtype, int peer,
                          const Limits& limits) = 0;
   virtual Status barrier(const Limits& limits) = 0;
+
+  // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to none: nullptr.
+  // It may be used beside this one, and outlive it.
+  virtual Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) = 0;
+
+  virtual std::vector<Counter> counters() const { return {}; }
 };
+
+struct CollectiveOptions {
+  // Where the transport is not the one that the nodes ask for: for tests and benchmarks.
+  enum class Transport { kByNodes, kWire } transport = Transport::kByNodes;
+};
+
+// Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else "shm+gloo".
+// Checks arguments, counts, and tells each call at level debug. `log` may be null.
+Result<std::unique_ptr<Collectives>> make_collectives(Group& group,
+                                                      const CollectiveOptions& options, Log* log,
+                                                      Deadline deadline);
+
+// The same around another transport.
+std::unique_ptr<Collectives> watch_collectives(std::unique_ptr<Collectives> inner, Log* log);
 
 }  // namespace amxt::comm

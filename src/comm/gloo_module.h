@@ -29,6 +29,8 @@ class GlooMesh {
   // Connects with `peer`, whose listen() gave `addresses`. Returns when connected, after give_up(), or at the timeout given to open.
   virtual bool connect(int peer, std::string_view addresses, std::string* why) = 0;
   virtual void stop_listening() = 0;
+  // A peer whose connection is lost, or -1.
+  virtual int lost(std::string* why) = 0;
   // Ends connect() and every transfer.
   virtual void give_up(const char* reason) = 0;
 

@@ -118,6 +118,27 @@ class GlooWire final : public Wire {
 
   Counters counters() const override { return {sent_, received_, waited_ns_}; }
 
+  Status check() override {
+    {
+      const std::lock_guard lock(mutex_);
+      if (error_) return Error(*error_);
+    }
+    if (auto alive = group_.check(); !alive) return die(std::move(alive).error());
+    std::string why;
+    if (const int peer = mesh_->lost(&why); peer >= 0) return lost(peer, why);
+    return {};
+  }
+
+  void close() override {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!error_) {
+        error_ = std::make_unique<Error>(Code::kCommAborted, "gloo: this rank closed its wire");
+      }
+    }
+    mesh_->close();
+  }
+
  private:
   struct Posted final : Transfer {
     Posted(int r, uint64_t t, int64_t b, bool s, std::unique_ptr<GlooTransfer> g)
@@ -160,7 +181,7 @@ class GlooWire final : public Wire {
         case GlooTransfer::State::kPending:
           break;
       }
-      if (auto alive = group_.check(); !alive) return die(std::move(alive).error());
+      AMXT_TRY(check());
       const auto unended = [&](Code code, const char* how) {
         return Error(code, fmt::format("{} of {} {} {} {}", posted.sending ? "send" : "receive",
                                        bytes_text(static_cast<uint64_t>(posted.bytes)),

@@ -68,7 +68,7 @@ Status check_reached_by_others(const LaunchInfo& launch, const Address& address)
 }
 
 Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadline deadline) {
-  const bool is_here = !launch.spans_nodes() && !launch.local_size_is_guess;
+  const bool is_here = !launch.may_span_nodes();
   const bool by_name = !is_meant(launch.master_address);
   const auto loopback = [&] { return resolve("127.0.0.1", launch.master_port); };
   if (!launch.agent_store && is_here && by_name) return loopback();

@@ -383,6 +383,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
   Found found;
   LaunchInfo info;
   info.interface = environment("AMXTRAIN_SOCKET_IFNAME").value_or("");
+  info.node_is_named = environment("AMXTRAIN_NODE_ID").has_value();
   info.secret_file = environment("AMXTRAIN_SECRET_FILE").value_or("");
   const std::vector<LauncherSet> sets = launcher_sets(environment);
   const LauncherSet* taken = nullptr;

@@ -22,6 +22,8 @@ struct LaunchInfo {
   bool agent_store = false;  // torchrun's agent serves the store at master_address:master_port
   std::string run_id;        // launcher's id of the job, may be empty
   std::string node_hint;     // what AMXTRAIN_NODE_ID or the launcher calls this node, may be empty
+  bool node_is_named =
+      false;  // by AMXTRAIN_NODE_ID, which may split what the launcher takes for one machine
   std::string
       interface;  // AMXTRAIN_SOCKET_IFNAME: what other machines reach this one by, may be empty
   std::string secret_file;         // AMXTRAIN_SECRET_FILE, may be empty
@@ -32,6 +34,8 @@ struct LaunchInfo {
 
   // By what the launcher says; which ranks share a machine is found out when they meet (nodes.h).
   bool spans_nodes() const { return local_world_size < world_size; }
+  // Whether ranks may be on other nodes than this one, so that they need an address to reach each other at.
+  bool may_span_nodes() const { return spans_nodes() || local_size_is_guess || node_is_named; }
 };
 
 inline constexpr int kMaxLocalRanks = 64;

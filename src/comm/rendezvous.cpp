@@ -23,6 +23,8 @@
 #include "comm/job_store.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous_entry.h"
+#include "comm/tcp_store_client.h"
+#include "comm/tcp_store_server.h"
 #include "comm/unix_socket.h"
 
 namespace amxt::comm {
@@ -67,7 +69,7 @@ class Gatherer {
         deadline_(deadline),
         machine_(this_machine()),
         node_(plain_word(launch.node_hint)),
-        may_be_elsewhere_(launch.spans_nodes() || launch.local_size_is_guess || !node_.empty()) {
+        may_be_elsewhere_(launch.may_span_nodes()) {
     members_.resize(static_cast<size_t>(own().world_size));
     ready_.resize(members_.size());
     near_.assign(members_.size(), std::vector<bool>(members_.size()));
@@ -139,8 +141,7 @@ class Gatherer {
   }
 
   Status listen_to_other_machines() {
-    AMXT_ASSIGN(const std::vector<Address> masters,
-                resolve(launch_.master_address, launch_.master_port, deadline_));
+    AMXT_ASSIGN(const std::vector<Address> masters, job_store_addresses(launch_, deadline_));
     AMXT_ASSIGN(const Address address, own_address(launch_.interface, masters.front()));
     if (launch_.interface.empty()) AMXT_TRY(check_reached_by_others(launch_, address));
     AMXT_ASSIGN(tcp_listener_, listen_tcp(address, &tcp_address_));

@@ -105,10 +105,10 @@ struct Lookup {
 
 // An error of getaddrinfo, or EAI_INPROGRESS at the deadline.
 int look_up(gaicb* request, Deadline deadline) {
-  // A number needs nobody's help, and no thread.
-  addrinfo numeric = *request->ar_request;
-  numeric.ai_flags |= AI_NUMERICHOST;
-  if (getaddrinfo(request->ar_name, request->ar_service, &numeric, &request->ar_result) == 0) {
+  // A number needs nobody's answer, and no thread.
+  addrinfo number = *request->ar_request;
+  number.ai_flags |= AI_NUMERICHOST;
+  if (getaddrinfo(request->ar_name, request->ar_service, &number, &request->ar_result) == 0) {
     return 0;
   }
   gaicb* list[] = {request};

@@ -15,7 +15,9 @@ enum Decision : uint32_t {
   kCommitted = 1,
   kCancelled = 2,
   kBeingCancelled = 3,
-  kPreparing = 4,  // several nodes: only the first one can decide now
+  // Several nodes: the first one will decide.
+  kPrepared = 4,
+  kAsked = 5,  // for a cancel
 };
 
 // Tag of a slot that is being made ready.
@@ -23,6 +25,7 @@ constexpr uint32_t kClaiming = 0xFFFFFFFF;
 
 constexpr int64_t kLookAroundNs = 100'000'000;
 constexpr int kSpins = 2000;
+constexpr size_t kMaxEarly = 4096;
 constexpr int kClaimSpins = 1'000'000;
 
 }  // namespace
@@ -53,6 +56,10 @@ void StepControl::tell(int node, Kind kind, const Error* error) {
     const size_t length = std::min(error->message().size(), sizeof message.reason - 1);
     std::memcpy(message.reason, error->message().data(), length);
   }
+  post(node, message);
+}
+
+void StepControl::post(int node, const Message& message) {
   static_assert(sizeof message <= comm::Group::kMaxPost);
   group_->post(group_->nodes().leader(node),
                std::string_view(reinterpret_cast<const char*>(&message), sizeof message));
@@ -66,19 +73,25 @@ void StepControl::tell_others(Kind kind, const Error* error) {
 
 // On the group's thread, on leaders.
 void StepControl::hear(const Message& message) {
-  const std::lock_guard lock(mutex_);
   int behind = -1;
-  bool ready = false;
   // A rank that is making the slot ready is done in a moment, unless it dies.
-  for (int i = 0; i < kClaimSpins && !ready && behind < 0; ++i) {
-    ready = try_claim(message.attempt, &behind);
-    if (!ready) spin_pause();
+  for (int i = 0; i < kClaimSpins && behind < 0; ++i) {
+    if (try_claim(message.attempt, &behind)) return apply(message);
+    spin_pause();
   }
-  if (ready) {
-    apply(message);
-  } else {
-    early_.push_back(message);
+  {
+    const std::lock_guard lock(mutex_);
+    // Looked at again: a claim() that has been through since would not find the message.
+    if (!try_claim(message.attempt, &behind)) {
+      if (early_.size() < kMaxEarly) {
+        early_.push_back(message);
+      } else {
+        overrun_ = true;
+      }
+      return;
+    }
   }
+  apply(message);
 }
 
 void StepControl::apply(const Message& message) {
@@ -89,12 +102,15 @@ void StepControl::apply(const Message& message) {
     case Kind::kPrepared:
       return node_is_prepared(message.attempt);
     case Kind::kCancelled:
-      // A node that was not prepared has the right to, whatever this one is.
-      if (!cancel_slot(s, kUndecided, message.code, message.rank, message.reason))
-        cancel_slot(s, kPreparing, message.code, message.rank, message.reason);
+      for (const uint32_t from : {kUndecided, kPrepared, kAsked}) {
+        if (!cancel_slot(s, from, message.code, message.rank, message.reason)) continue;
+        for (int node = 1; group_->node() == 0 && node < group_->node_count(); ++node)
+          post(node, message);
+        return;
+      }
       return;
     case Kind::kCommitted: {
-      uint32_t expected = kPreparing;
+      uint32_t expected = kPrepared;
       s.decision.compare_exchange_strong(expected, kCommitted, std::memory_order_acq_rel);
       futex_wake_all(&s.decision, FutexScope::kShared);
       return;
@@ -116,15 +132,12 @@ void StepControl::node_is_prepared(uint32_t attempt) {
   if (s.nodes_prepared.fetch_add(1, std::memory_order_acq_rel) + 1 !=
       static_cast<uint32_t>(group_->node_count()))
     return;
-  uint32_t expected = kPreparing;
+  uint32_t expected = kPrepared;
   if (!s.decision.compare_exchange_strong(expected, kCommitted, std::memory_order_acq_rel)) return;
-  for (int node = 1; node < group_->node_count(); ++node) {
-    Message message{};
-    message.attempt = attempt;
-    message.kind = Kind::kCommitted;
-    group_->post(group_->nodes().leader(node),
-                 std::string_view(reinterpret_cast<const char*>(&message), sizeof message));
-  }
+  Message message{};
+  message.attempt = attempt;
+  message.kind = Kind::kCommitted;
+  for (int node = 1; node < group_->node_count(); ++node) post(node, message);
   futex_wake_all(&s.decision, FutexScope::kShared);
 }
 
@@ -164,11 +177,22 @@ bool StepControl::cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank
 }
 
 Status StepControl::cancel(const Error& error) {
-  if (cancel_slot(slot(), kUndecided, static_cast<int32_t>(error.code()), group_->rank(),
-                  error.message())) {
-    tell_others(Kind::kCancelled, &error);
+  Slot& s = slot();
+  if (group_->node() == 0) {
+    for (const uint32_t from : {kUndecided, kPrepared}) {
+      if (!cancel_slot(s, from, static_cast<int32_t>(error.code()), group_->rank(),
+                       error.message()))
+        continue;
+      tell_others(Kind::kCancelled, &error);
+      break;
+    }
+    return ended();
   }
-  return ended();
+  uint32_t decision = kUndecided;
+  if (s.decision.compare_exchange_strong(decision, kAsked, std::memory_order_acq_rel) ||
+      decision == kPrepared)
+    tell(0, Kind::kCancelled, &error);
+  return settle();
 }
 
 Status StepControl::wait_change(const std::atomic<uint32_t>* word, uint32_t seen, bool can_end) {
@@ -244,12 +268,21 @@ Status StepControl::claim() {
   }
   if (group_->node_count() == 1) return {};
   // What came before a slot was free for it. On other ranks than the leader there is none.
-  const std::lock_guard lock(mutex_);
-  std::erase_if(early_, [this, &behind](const Message& message) {
-    const bool ready = try_claim(message.attempt, &behind);
-    if (ready) apply(message);
-    return ready;
-  });
+  std::vector<Message> ready;
+  {
+    const std::lock_guard lock(mutex_);
+    if (overrun_) {
+      group_->abort(fmt::format("other nodes gave up on more than {} calls that it had not come to",
+                                kMaxEarly / 2));
+      return group_->check();
+    }
+    std::erase_if(early_, [&](const Message& message) {
+      if (!try_claim(message.attempt, &behind)) return false;
+      ready.push_back(message);
+      return true;
+    });
+  }
+  for (const Message& message : ready) apply(message);
   return {};
 }
 
@@ -287,9 +320,9 @@ Status StepControl::commit() {
   const auto world = static_cast<uint32_t>(group_->local_size());
   if ((s.arrived.fetch_add(1, std::memory_order_acq_rel) + 1) % world == 0) {
     uint32_t expected = kUndecided;
-    const uint32_t next = group_->node_count() == 1 ? kCommitted : kPreparing;
+    const uint32_t next = group_->node_count() == 1 ? kCommitted : kPrepared;
     if (!s.decision.compare_exchange_strong(expected, next, std::memory_order_acq_rel))
-      return ended();
+      return settle();  // a cancel was before it
     futex_wake_all(&s.decision, FutexScope::kShared);
     if (next == kCommitted) return {};
     if (group_->node() == 0) {
@@ -299,9 +332,18 @@ Status StepControl::commit() {
     }
   }
   AMXT_TRY(wait_change(&s.decision, kUndecided, true));
-  // This node can't end it any more: the first one will say how it ended.
-  AMXT_TRY(wait_change(&s.decision, kPreparing, false));
-  return ended();
+  AMXT_TRY(wait_change(&s.decision, kPrepared, true));
+  return settle();
+}
+
+// The first node will say how the attempt ended.
+Status StepControl::settle() {
+  Slot& s = slot();
+  for (;;) {
+    const uint32_t decision = s.decision.load(std::memory_order_acquire);
+    if (decision != kPrepared && decision != kAsked) return ended();
+    AMXT_TRY(wait_change(&s.decision, decision, false));
+  }
 }
 
 Status StepControl::finish() {

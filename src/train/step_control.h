@@ -5,11 +5,11 @@
 // leave the attempt the same way, whoever times out when. A rank that is late to an attempt that was cancelled leaves it at once: calls
 // stay paired, the n-th of one rank with the n-th of every other. A rank may be ahead of the slowest by the attempts that it cancelled.
 //
-// Each node has its own word, and the nodes agree in two phases. A node is prepared when all its ranks have come to commit(); until then
-// any of its ranks may cancel, and that is final, since nobody commits without this node. Then it has given its right to cancel to the first
-// node, which commits when every node is prepared. What the nodes tell each other are the group's small messages, to the leader of
-// each node: a node is in, is prepared, has cancelled; the first one: is committed. A node that is prepared and loses the first one can't know how
-// the step ended: the group is dead then, and the state is a checkpoint's.
+// Each node has its own word, and the first node's is the one that counts. A node is prepared when all its ranks have come to commit(), and
+// the first node commits when every node is. Any rank may ask it for a cancel; before its node is prepared that can't fail. The first node
+// cancels for all, with the error of the first that it hears of. What the nodes tell each other are the group's small
+// messages, to the leader of each node. A node that loses the first one while it waits for the word can't know how the step ended: the group
+// is dead then, and the state is a checkpoint's.
 //
 // Lives in memory shared by the ranks of a node; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on a
 // futex, and look at the deadline, the cancel flag and the group (a peer's death) at least every 100 ms.
@@ -33,7 +33,7 @@ class StepControl {
   // Bytes of shared, zeroed memory that the StepControls of a node's ranks need.
   static int64_t shared_bytes(int ranks);
 
-  // Takes the group's listener while it lives, when there are several nodes.
+  // Takes the group's listener while it lives, when there are several nodes. No rank may start() before all have made theirs.
   StepControl(void* shared, comm::Group* group);
   ~StepControl();
   StepControl(const StepControl&) = delete;
@@ -95,10 +95,12 @@ class StepControl {
   bool try_claim(uint32_t attempt, int* behind);
   void tell(int node, Kind kind, const Error* error = nullptr);
   void tell_others(Kind kind, const Error* error = nullptr);
+  void post(int node, const Message& message);
   void hear(const Message& message);
   void apply(const Message& message);
   void node_is_in(Slot& s);
   void node_is_prepared(uint32_t attempt);
+  Status settle();
   static bool cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank,
                           std::string_view reason);
   // Waits until *word != seen. `can_end`: the attempt's decision, deadline and cancel flag end it too.
@@ -111,6 +113,7 @@ class StepControl {
   uint32_t attempt_ = 0;
   std::mutex mutex_;
   std::vector<Message> early_;  // of attempts whose slot is not free yet
+  bool overrun_ = false;        // there were too many of them
 };
 
 }  // namespace amxt::train

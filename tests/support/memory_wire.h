@@ -22,6 +22,7 @@ class MemoryWire final : public comm::Wire {
     const void* from = nullptr;
     void* to = nullptr;
     int64_t bytes = 0;
+    bool is_send = false;  // the one that came first; an empty message has no memory
     bool done = false;
   };
   // What all ranks of one wire share.
@@ -29,6 +30,7 @@ class MemoryWire final : public comm::Wire {
     std::mutex mutex;
     std::condition_variable changed;
     std::map<std::tuple<int, int, uint64_t>, std::shared_ptr<Post>> waiting;  // from, to, tag
+    int lost = -1;  // a rank that closed its wire: the end of all of them here
   };
 
   MemoryWire(int rank, std::shared_ptr<Exchange> exchange, std::function<Status()> check)
@@ -45,40 +47,63 @@ class MemoryWire final : public comm::Wire {
     return post(rank, rank_, tag, nullptr, data, bytes);
   }
   Status wait(Transfer& transfer, Deadline deadline, const std::atomic<bool>* cancel) override {
-    const auto& own = static_cast<Posted&>(transfer).post;
+    const auto& posted = static_cast<Posted&>(transfer);
+    const auto& own = posted.post;
     std::unique_lock lock(exchange_->mutex);
     while (!own->done) {
-      if (deadline.passed()) return Error(Code::kTimeout, "a transfer did not end in time");
+      if (deadline.passed()) {
+        return Error(Code::kTimeout, "a transfer with rank " + std::to_string(posted.peer) +
+                                         " did not end in time");
+      }
       if (cancel != nullptr && *cancel) return Error(Code::kCancelled, "cancelled");
       lock.unlock();
       AMXT_TRY(check_());
       lock.lock();
+      if (!own->done && exchange_->lost >= 0) return gone();
       if (!own->done) exchange_->changed.wait_for(lock, std::chrono::milliseconds(10));
     }
     return {};
   }
   Counters counters() const override { return counters_; }
+  Status check() override {
+    const std::lock_guard lock(exchange_->mutex);
+    if (exchange_->lost >= 0) return gone();
+    return {};
+  }
+  void close() override {
+    const std::lock_guard lock(exchange_->mutex);
+    exchange_->lost = rank_;
+    exchange_->waiting.clear();
+    exchange_->changed.notify_all();
+  }
 
  private:
   struct Posted final : Transfer {
-    explicit Posted(std::shared_ptr<Post> p) : post(std::move(p)) {}
+    Posted(std::shared_ptr<Post> p, int with) : post(std::move(p)), peer(with) {}
     std::shared_ptr<Post> post;
+    int peer;
   };
+
+  Error gone() const {
+    return Error(Code::kCommPeerLost,
+                 "rank " + std::to_string(exchange_->lost) + " closed its wire")
+        .with_rank(exchange_->lost);
+  }
 
   Result<Pending> post(int from, int to, uint64_t tag, const void* source, void* target,
                        int64_t bytes) {
     const std::lock_guard lock(exchange_->mutex);
+    if (exchange_->lost >= 0) return gone();
     const auto key = std::make_tuple(from, to, tag);
     auto found = exchange_->waiting.find(key);
     std::shared_ptr<Post> meeting;
     if (found == exchange_->waiting.end()) {
-      meeting = std::make_shared<Post>(Post{source, target, bytes, false});
+      meeting = std::make_shared<Post>(Post{source, target, bytes, from == rank_, false});
       exchange_->waiting[key] = meeting;
-      return Pending(std::make_unique<Posted>(std::move(meeting)));
+      return Pending(std::make_unique<Posted>(std::move(meeting), from == rank_ ? to : from));
     }
     meeting = found->second;
-    if ((meeting->to == nullptr) == (target == nullptr))
-      return Error(Code::kInternal, "a tag is posted twice");
+    if (meeting->is_send == (from == rank_)) return Error(Code::kInternal, "a tag is posted twice");
     if (meeting->bytes != bytes) return Error(Code::kInternal, "a transfer of two sizes");
     exchange_->waiting.erase(found);
     const void* data = source != nullptr ? source : meeting->from;
@@ -86,7 +111,7 @@ class MemoryWire final : public comm::Wire {
     if (bytes > 0) std::memcpy(into, data, static_cast<size_t>(bytes));
     meeting->done = true;
     exchange_->changed.notify_all();
-    return Pending(std::make_unique<Posted>(std::move(meeting)));
+    return Pending(std::make_unique<Posted>(std::move(meeting), from == rank_ ? to : from));
   }
 
   const int rank_;

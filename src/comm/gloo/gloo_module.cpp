@@ -334,6 +334,16 @@ class Mesh final : public GlooMesh {
 #endif
   }
 
+  int lost(std::string* why) override {
+    for (int peer = 0; peer < size_; ++peer) {
+      GuardedPair* const pair = pairs_[static_cast<size_t>(peer)];
+      if (pair == nullptr || !pair->is_closed()) continue;
+      *why = pair->reason();
+      return peer;
+    }
+    return -1;
+  }
+
   void give_up(const char* reason) override {
     for (GuardedPair* pair : pairs_) {
       if (pair != nullptr) pair->give_up(reason);

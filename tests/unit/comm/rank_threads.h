@@ -51,6 +51,7 @@ inline LaunchInfo launch_on_nodes(int rank, const std::vector<int>& nodes,
   LaunchInfo launch = local_launch(rank, static_cast<int>(nodes.size()), address, port);
   const int node = nodes[static_cast<size_t>(rank)];
   launch.node_hint = "node-" + std::to_string(node);
+  launch.node_is_named = true;
   launch.local_rank = static_cast<int>(std::count(nodes.begin(), nodes.begin() + rank, node));
   launch.local_world_size = static_cast<int>(std::count(nodes.begin(), nodes.end(), node));
   return launch;

@@ -20,14 +20,26 @@ using testing::StartsWith;
 using train::StepControl;
 
 // Each rank with its own control over memory that all share, and a number of each rank there.
-void on_ranks(int world, const std::function<void(StepControl&, comm::Group&, int*)>& body) {
-  ThreadGroups groups(world);
+using Nodes = std::vector<int>;  // of each rank
+
+void expect_good(const Status& status) { EXPECT_TRUE(status.ok()) << status.error().message(); }
+
+// Waits where `rank` would have to come: a barrier is of a node, a commit of all.
+Status wait_for_rank(StepControl& control, comm::Group& group, int rank) {
+  return group.nodes().node_of(rank) == group.node() ? control.barrier() : control.commit();
+}
+
+void on_ranks(const Nodes& nodes,
+              const std::function<void(StepControl&, comm::Group&, int*)>& body) {
+  ThreadGroups groups(nodes);
+  const int world = static_cast<int>(nodes.size());
   groups.run([&](comm::Group& group) {
     const int64_t control_bytes = (StepControl::shared_bytes(world) + 63) / 64 * 64;
     const Result<comm::SharedMemory> shared =
         group.share("control", control_bytes + world * 64, Deadline::never());
     ASSERT_TRUE(shared.ok()) << shared.error().message();
     StepControl control(shared->data(), &group);
+    expect_good(group.barrier(Deadline::never()));
     body(control, group, reinterpret_cast<int*>(shared->data() + control_bytes));
     // A rank that has left a failing test early must not keep the others.
     if (testing::Test::HasFailure()) group.abort("the test has failed");
@@ -35,16 +47,14 @@ void on_ranks(int world, const std::function<void(StepControl&, comm::Group&, in
   });
 }
 
-void on_ranks(int world, const std::function<void(StepControl&, comm::Group&)>& body) {
-  on_ranks(world, [&](StepControl& control, comm::Group& group, int*) { body(control, group); });
+void on_ranks(const Nodes& nodes, const std::function<void(StepControl&, comm::Group&)>& body) {
+  on_ranks(nodes, [&](StepControl& control, comm::Group& group, int*) { body(control, group); });
 }
 
 Error error_of(Status status) {
   EXPECT_FALSE(status.ok());
   return status ? Error(Code::kOk, "success") : std::move(status).error();
 }
-
-void expect_good(const Status& status) { EXPECT_TRUE(status.ok()) << status.error().message(); }
 
 // Looks at the attempt until it has ended otherwise; its error.
 Error wait_for_end(StepControl& control) {
@@ -68,9 +78,10 @@ void take_step(StepControl& control) {
   expect_good(control.finish());
 }
 
-class StepControlTest : public testing::TestWithParam<int> {
+class StepControlTest : public testing::TestWithParam<Nodes> {
  protected:
-  const int world_ = GetParam();
+  const Nodes nodes_ = GetParam();
+  const int world_ = static_cast<int>(GetParam().size());
 };
 
 // With others to wait for.
@@ -79,14 +90,14 @@ class StepControlPeers : public StepControlTest {};
 TEST_P(StepControlTest, ABarrierShowsWhatAllWroteBeforeIt) {
   // More attempts than there are slots, more barriers than ranks.
   constexpr int kAttempts = 150, kBarriers = 5;
-  on_ranks(world_, [&](StepControl& control, comm::Group& group, int* written) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group& group, int* written) {
     for (int attempt = 1; attempt <= kAttempts; ++attempt) {
       ASSERT_TRUE(control.start({}).ok());
       for (int barrier = 0; barrier < kBarriers; ++barrier) {
         const int value = attempt * 100 + barrier;
         written[group.rank()] = value;
         ASSERT_TRUE(control.barrier().ok());
-        for (int rank = 0; rank < world_; ++rank)
+        for (const int rank : group.nodes().on(group.node()))
           ASSERT_EQ(written[rank], value)
               << "rank " << rank << " as rank " << group.rank() << " sees it";
         ASSERT_TRUE(control.barrier().ok());  // all have looked
@@ -94,7 +105,7 @@ TEST_P(StepControlTest, ABarrierShowsWhatAllWroteBeforeIt) {
       ASSERT_TRUE(control.commit().ok());
       written[group.rank()] = -attempt;
       ASSERT_TRUE(control.finish().ok());
-      for (int rank = 0; rank < world_; ++rank)
+      for (const int rank : group.nodes().on(group.node()))
         ASSERT_EQ(written[rank], -attempt) << "published by rank " << rank;
       ASSERT_TRUE(control.start({}).ok());  // nobody writes while others look
     }
@@ -103,7 +114,7 @@ TEST_P(StepControlTest, ABarrierShowsWhatAllWroteBeforeIt) {
 
 TEST_P(StepControlTest, NobodyIsPastTheStartBeforeAllHaveCome) {
   std::atomic<int> come = 0;
-  on_ranks(world_, [&](StepControl& control, comm::Group&) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group&) {
     for (int attempt = 1; attempt <= 100; ++attempt) {
       ++come;
       ASSERT_TRUE(control.start({}).ok());
@@ -115,17 +126,17 @@ TEST_P(StepControlTest, NobodyIsPastTheStartBeforeAllHaveCome) {
 TEST_P(StepControlTest, ACancelOfAnyRankEndsTheStepOnAll) {
   for (int canceller = 0; canceller < world_; ++canceller) {
     std::atomic<bool> flag = false;
-    on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+    on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
       const bool mine = group.rank() == canceller;
       StepControl::Limits limits;
       if (mine) limits.cancel = &flag;
       Status begun = control.start(limits);
       EXPECT_TRUE(begun.ok() || !mine);
       if (mine) flag = true;
-      // The others may be at a barrier that it will never come to.
+      // The others may be where it will never come to.
       const Error error = !begun ? std::move(begun).error()
                           : mine ? wait_for_end(control)
-                                 : error_of(control.barrier());
+                                 : error_of(wait_for_rank(control, group, canceller));
       EXPECT_EQ(error.code(), Code::kCancelled) << error.message();
       const std::string words = "the step was cancelled before its commit";
       EXPECT_THAT(error.message(),
@@ -138,7 +149,7 @@ TEST_P(StepControlTest, ACancelOfAnyRankEndsTheStepOnAll) {
 
 TEST_P(StepControlPeers, TheFlagIsSeenByARankThatWaits) {
   std::atomic<bool> flag = false;
-  on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
     const bool last = group.rank() == world_ - 1;
     StepControl::Limits limits;
     if (!last) limits.cancel = &flag;
@@ -147,14 +158,14 @@ TEST_P(StepControlPeers, TheFlagIsSeenByARankThatWaits) {
     if (last) flag = true;
     const Error error = !begun ? std::move(begun).error()
                         : last ? wait_for_end(control)
-                               : error_of(control.barrier());
+                               : error_of(wait_for_rank(control, group, world_ - 1));
     EXPECT_EQ(error.code(), Code::kCancelled) << error.message();
   });
 }
 
 TEST_P(StepControlTest, ADeadlineOfAnyRankEndsTheStepOnAll) {
   for (int late = 0; late < world_; ++late) {
-    on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+    on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
       const bool mine = group.rank() == late;
       // One that is over at once, and one that passes while all are under way.
       for (const int64_t timeout_ns : {int64_t{0}, int64_t{20'000'000}}) {
@@ -174,7 +185,7 @@ TEST_P(StepControlTest, ADeadlineOfAnyRankEndsTheStepOnAll) {
 
 TEST_P(StepControlPeers, ADeadlineEndsTheWaitForARankThatDoesNotCome) {
   std::latch over(world_ - 1);
-  on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
     if (group.rank() == 0) {
       over.wait();
     } else {
@@ -193,7 +204,7 @@ TEST_P(StepControlPeers, ADeadlineEndsTheWaitForARankThatDoesNotCome) {
 
 TEST_P(StepControlTest, AnErrorOfOneRankIsTheErrorOfAll) {
   for (int failing = 0; failing < world_; ++failing) {
-    on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+    on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
       const bool mine = group.rank() == failing;
       const auto fail = [&]() -> Status {
         AMXT_TRY(control.start({}));
@@ -215,7 +226,7 @@ TEST_P(StepControlTest, AnErrorOfOneRankIsTheErrorOfAll) {
 TEST_P(StepControlTest, OfErrorsOfAllRanksAtOnceTheFirstIsEverybodys) {
   for (int round = 0; round < 20; ++round) {
     std::vector<std::string> told(static_cast<size_t>(world_));
-    on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+    on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
       const auto fail = [&]() -> Status {
         AMXT_TRY(control.start({}));
         return control.cancel(Error(Code::kIo, "error of rank " + std::to_string(group.rank())));
@@ -229,7 +240,7 @@ TEST_P(StepControlTest, OfErrorsOfAllRanksAtOnceTheFirstIsEverybodys) {
 }
 
 TEST_P(StepControlTest, ALongReasonIsCut) {
-  on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
     const auto fail = [&]() -> Status {
       AMXT_TRY(control.start({}));
       return control.cancel(Error(Code::kIo, std::string(5000, 'x')));
@@ -258,7 +269,7 @@ TEST_P(StepControlTest, WhoeverCancelsWhenAllLeaveTheSameWay) {
       flags[static_cast<size_t>(attempt)] = true;
     }
   });
-  on_ranks(world_, [&](StepControl& control, comm::Group& group) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group& group) {
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
       const auto at = static_cast<size_t>(attempt);
       StepControl::Limits limits;
@@ -284,7 +295,7 @@ TEST_P(StepControlTest, WhoeverCancelsWhenAllLeaveTheSameWay) {
 TEST_P(StepControlTest, NothingEndsAStepThatIsCommitted) {
   std::atomic<bool> flag = false;
   std::latch ready(world_);
-  on_ranks(world_, [&](StepControl& control, comm::Group&) {
+  on_ranks(nodes_, [&](StepControl& control, comm::Group&) {
     StepControl::Limits limits;
     limits.cancel = &flag;
     ASSERT_TRUE(control.start(limits).ok());
@@ -299,12 +310,13 @@ TEST_P(StepControlTest, NothingEndsAStepThatIsCommitted) {
 TEST_P(StepControlPeers, AnAbortedGroupEndsEveryWait) {
   enum class Wait { kStart, kBarrier, kCommit, kFinish };
   for (const Wait wait : {Wait::kStart, Wait::kBarrier, Wait::kCommit, Wait::kFinish}) {
-    ThreadGroups groups(world_);
+    ThreadGroups groups(nodes_);
     groups.run([&](comm::Group& group) {
       const auto shared =
           group.share("control", StepControl::shared_bytes(world_), Deadline::never());
       ASSERT_TRUE(shared.ok());
       StepControl control(shared->data(), &group);
+      expect_good(group.barrier(Deadline::never()));
       const auto wait_here = [&]() -> Status {
         const bool stays = group.rank() != 0;
         if (wait == Wait::kStart) return stays ? control.start({}) : Status();
@@ -320,6 +332,8 @@ TEST_P(StepControlPeers, AnAbortedGroupEndsEveryWait) {
         return;
       }
       const Status status = wait_here();
+      // Ranks of other nodes do not wait for this one there.
+      if ((wait == Wait::kBarrier || wait == Wait::kFinish) && group.node() != 0) return;
       ASSERT_FALSE(status.ok()) << "wait " << static_cast<int>(wait);
       EXPECT_EQ(status.error().code(), Code::kCommAborted) << status.error().message();
       EXPECT_THAT(status.error().message(), HasSubstr("rank 0 has gone"));
@@ -327,10 +341,22 @@ TEST_P(StepControlPeers, AnAbortedGroupEndsEveryWait) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Worlds, StepControlTest, testing::Values(1, 2, 4, 8),
-                         [](const auto& test) { return "Of" + std::to_string(test.param); });
-INSTANTIATE_TEST_SUITE_P(Worlds, StepControlPeers, testing::Values(2, 4, 8),
-                         [](const auto& test) { return "Of" + std::to_string(test.param); });
+std::string name_of(const testing::TestParamInfo<Nodes>& test) {
+  std::string name = "Of";
+  for (const int node : test.param) name += std::to_string(node);
+  return name;
+}
+
+// One node with 1 to 8 ranks, and several.
+INSTANTIATE_TEST_SUITE_P(Worlds, StepControlTest,
+                         testing::Values(Nodes{0}, Nodes{0, 0}, Nodes{0, 0, 0, 0}, Nodes(8),
+                                         Nodes{0, 1}, Nodes{0, 0, 1, 1}, Nodes{0, 1, 1, 2},
+                                         Nodes{0, 1, 2, 0, 1, 2, 0}),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Worlds, StepControlPeers,
+                         testing::Values(Nodes{0, 0}, Nodes{0, 0, 0, 0}, Nodes(8), Nodes{0, 1},
+                                         Nodes{0, 0, 1, 1}, Nodes{0, 1, 1, 2}),
+                         name_of);
 
 // Rank 0 gives up on `attempts` steps before rank 1 comes to the first of them.
 void give_up(StepControl& control, int attempts) {
@@ -343,10 +369,10 @@ void give_up(StepControl& control, int attempts) {
   }
 }
 
-TEST(StepControlBehind, ARankThatIsBehindLeavesEachStepThatWasGivenUp) {
+void one_is_behind(const Nodes& nodes) {
   constexpr int kAhead = 62;  // and the step that they take together is the last of the slots
   std::latch over(1);
-  on_ranks(2, [&](StepControl& control, comm::Group& group) {
+  on_ranks(nodes, [&](StepControl& control, comm::Group& group) {
     for (int round = 0; round < 3; ++round) {
       if (group.rank() == 0) {
         give_up(control, round == 0 ? kAhead : 40);
@@ -369,8 +395,34 @@ TEST(StepControlBehind, ARankThatIsBehindLeavesEachStepThatWasGivenUp) {
   });
 }
 
+TEST(StepControlBehind, ARankThatIsBehindLeavesEachStepThatWasGivenUp) { one_is_behind({0, 0}); }
+
+TEST(StepControlBehind, ARankOfAnotherNodeToo) {
+  one_is_behind({0, 1});
+  one_is_behind({1, 0});  // the one that goes ahead is not on the first node
+}
+
+TEST(StepControlBehind, ANodeThatIsTooFarBehindEndsTheGroup) {
+  std::latch over(1);
+  on_ranks({0, 1}, [&](StepControl& control, comm::Group& group) {
+    if (group.rank() == 0) {
+      for (int attempt = 0; attempt < 5000 && !testing::Test::HasFailure(); ++attempt) {
+        StepControl::Limits limits;
+        limits.deadline = Deadline::after(0);
+        (void)control.start(limits);
+      }
+      over.count_down();
+      return;
+    }
+    over.wait();
+    const Error error = error_of(control.start({}));
+    EXPECT_EQ(error.code(), Code::kCommAborted);
+    EXPECT_THAT(error.message(), HasSubstr("calls that it had not come to"));
+  });
+}
+
 TEST(StepControlBehind, ARankThatIsTooFarBehindIsNamed) {
-  on_ranks(2, [&](StepControl& control, comm::Group& group) {
+  on_ranks({0, 0}, [&](StepControl& control, comm::Group& group) {
     if (group.rank() == 1) return;
     give_up(control, 63);
     const Status status = control.start({});

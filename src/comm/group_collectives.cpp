@@ -1,0 +1,160 @@
+#include "comm/group_collectives.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+#include <utility>
+
+#include "comm/gloo_wire.h"
+#include "comm/shm_collectives.h"
+#include "comm/wire_collectives.h"
+
+namespace amxt::comm {
+
+std::vector<ShmArea::Piece> pieces_of(std::span<const int64_t> counts) {
+  std::vector<ShmArea::Piece> pieces;
+  int64_t offset = 0;
+  for (const int64_t count : counts) {
+    pieces.push_back({offset, count});
+    offset += count;
+  }
+  return pieces;
+}
+
+uint64_t hash_of(std::span<const int64_t> counts) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, a word at a time
+  for (const int64_t count : counts) hash = (hash ^ static_cast<uint64_t>(count)) * 0x100000001b3u;
+  return hash;
+}
+
+std::unique_ptr<Collectives> GroupCollectives::make(std::shared_ptr<Communication> shared,
+                                                    std::vector<int> ranks, int rank, int area,
+                                                    uint64_t number) {
+  // Members by node, nodes in the order of their first members.
+  std::vector<std::vector<int>> nodes;
+  std::vector<int> ids;
+  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+    const int id = shared->node_of[static_cast<size_t>(ranks[static_cast<size_t>(r)])];
+    const auto found = std::find(ids.begin(), ids.end(), id);
+    const auto index = static_cast<size_t>(found - ids.begin());
+    if (found == ids.end()) {
+      ids.push_back(id);
+      nodes.emplace_back();
+    }
+    nodes[index].push_back(r);
+  }
+  const auto own =
+      std::find(ids.begin(), ids.end(),
+                shared->node_of[static_cast<size_t>(ranks[static_cast<size_t>(rank)])]);
+  const auto node = static_cast<size_t>(own - ids.begin());
+  const std::vector<int>& local = nodes[node];
+  const auto member = static_cast<int>(std::find(local.begin(), local.end(), rank) - local.begin());
+  auto part = std::make_unique<ShmArea>(shared->pool, area, local, member,
+                                        [group = shared->group, wire = shared->wire]() -> Status {
+                                          AMXT_TRY(group->check());
+                                          if (wire != nullptr) return wire->check();
+                                          return {};
+                                        });
+  if (nodes.size() == 1) {
+    return std::make_unique<ShmCollectives>(std::move(shared), std::move(ranks), rank,
+                                            std::move(part));
+  }
+  return std::make_unique<WireCollectives>(std::move(shared), std::move(ranks), rank,
+                                           std::move(part), std::move(nodes),
+                                           static_cast<int>(node), number);
+}
+
+Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool over_wire,
+                                                              Log* log, Deadline deadline) {
+  auto shared = std::make_shared<Communication>();
+  shared->group = &group;
+  std::vector<int> ranks(static_cast<size_t>(group.size()));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  for (const int rank : ranks) {
+    shared->node_of.push_back(over_wire ? rank : group.nodes().node_of(rank));
+  }
+  AMXT_ASSIGN(shared->pool, ShmPool::create(group, deadline));
+  if (over_wire && group.size() > 1) {
+    AMXT_ASSIGN(shared->wire, make_gloo_wire(group, log, deadline));
+  } else if (group.node_count() > 1) {
+    AMXT_ASSIGN(shared->wire, group.make_wire(deadline));
+  }
+  // Areas are dealt out in order while nobody else asks: the node's first rank takes the first, or one for each.
+  int area = over_wire ? group.local_rank() : 0;
+  const int wanted = over_wire ? group.local_size() : 1;
+  Status taken;
+  for (int i = 0; i < wanted && group.local_rank() == 0 && taken; ++i) {
+    auto one = shared->pool->take();
+    if (!one) taken = std::move(one).error();
+  }
+  AMXT_ASSIGN(const auto all, group.exchange(taken ? "" : taken.error().message(), deadline));
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const std::string& text = all[static_cast<size_t>(rank)];
+    if (!text.empty())
+      return Error(Code::kLimit, fmt::format("rank {}: {}", rank, text)).with_rank(rank);
+  }
+  return make(std::move(shared), std::move(ranks), group.rank(), area, 0);
+}
+
+Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
+                                                             const Limits& limits) {
+  struct Wish {
+    int64_t color, key, number;
+  };
+  const auto world = static_cast<size_t>(size());
+  std::vector<Wish> wishes(world);
+  const Wish own{color, key, static_cast<int64_t>(shared_->next_number.load())};
+  const std::vector<int64_t> three(world, 3), one(world, 1);
+  AMXT_TRY(all_gather(&own, wishes.data(), three, DType::kI64, limits));
+
+  std::set<int64_t> colors;
+  int64_t number = 0;
+  std::vector<int> members;  // ranks of this communicator
+  for (size_t r = 0; r < world; ++r) {
+    number = std::max(number, wishes[r].number);
+    if (wishes[r].color >= 0) colors.insert(wishes[r].color);
+    if (color >= 0 && wishes[r].color == color) members.push_back(static_cast<int>(r));
+  }
+  std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
+    return wishes[static_cast<size_t>(a)].key < wishes[static_cast<size_t>(b)].key;
+  });
+  const auto group_rank = [&](int r) { return ranks_[static_cast<size_t>(r)]; };
+  const auto node = [&](int r) { return shared_->node_of[static_cast<size_t>(group_rank(r))]; };
+
+  // The first member on each node takes an area for those there.
+  int leader = -1;
+  for (const int r : members) {
+    if (leader < 0 && node(r) == node(rank_)) leader = r;
+  }
+  constexpr int64_t kNone = -1, kFull = -2;
+  int64_t taken = kNone;
+  if (leader == rank_ && color >= 0) {
+    auto area = shared_->pool->take();
+    taken = area ? *area : kFull;
+  }
+  std::vector<int64_t> areas(world);
+  AMXT_TRY(all_gather(&taken, areas.data(), one, DType::kI64, limits));
+  shared_->next_number = static_cast<uint64_t>(number) + colors.size();
+  const auto full = std::find(areas.begin(), areas.end(), kFull);
+  if (full != areas.end()) {
+    if (taken >= 0) shared_->pool->give_back(static_cast<int>(taken));
+    return Error(Code::kLimit, fmt::format("rank {}: its node has no room for another communicator",
+                                           full - areas.begin()))
+        .with_rank(static_cast<int32_t>(full - areas.begin()));
+  }
+  if (color < 0) return std::unique_ptr<Collectives>();
+
+  std::vector<int> ranks;
+  int rank = 0;
+  for (const int r : members) {
+    if (r == rank_) rank = static_cast<int>(ranks.size());
+    ranks.push_back(group_rank(r));
+  }
+  const auto place = static_cast<uint64_t>(std::distance(colors.begin(), colors.find(color)));
+  return make(shared_, std::move(ranks), rank, static_cast<int>(areas[static_cast<size_t>(leader)]),
+              static_cast<uint64_t>(number) + place);
+}
+
+}  // namespace amxt::comm

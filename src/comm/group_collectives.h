@@ -1,0 +1,57 @@
+// What communicators of one group share, and how one is split into others.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "comm/collectives.h"
+#include "comm/group.h"
+#include "comm/shm_area.h"
+#include "comm/wire.h"
+
+namespace amxt::comm {
+
+// Of one group and its first communicator; lives as long as any of them.
+struct Communication {
+  Group* group = nullptr;
+  std::shared_ptr<ShmPool> pool;
+  std::shared_ptr<Wire> wire;            // null on one node
+  std::vector<int> node_of;              // by rank of the group
+  std::atomic<uint64_t> next_number{1};  // of communicators: those of two ranks never share one
+};
+
+// The ranks of a communicator, by their ranks in the group.
+class GroupCollectives : public Collectives {
+ public:
+  // The first one, of all ranks. Collective.
+  static Result<std::unique_ptr<Collectives>> create(Group& group, bool over_wire, Log* log,
+                                                     Deadline deadline);
+
+  int rank() const final { return rank_; }
+  int size() const final { return static_cast<int>(ranks_.size()); }
+  Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) final;
+
+ protected:
+  GroupCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks, int rank)
+      : shared_(std::move(shared)), ranks_(std::move(ranks)), rank_(rank) {}
+
+  const std::shared_ptr<Communication> shared_;
+  const std::vector<int> ranks_;
+  const int rank_;
+
+ private:
+  // `area` is for its members on this node.
+  static std::unique_ptr<Collectives> make(std::shared_ptr<Communication> shared,
+                                           std::vector<int> ranks, int rank, int area,
+                                           uint64_t number);
+};
+
+// The counts of ranks as places in one array.
+std::vector<ShmArea::Piece> pieces_of(std::span<const int64_t> counts);
+uint64_t hash_of(std::span<const int64_t> counts);
+
+}  // namespace amxt::comm
