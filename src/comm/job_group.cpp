@@ -70,6 +70,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
            ControlSegment segment)
       : launch_(launch),
         log_(log),
+        allow_unauthenticated_data_(options.allow_unauthenticated_data),
         nodes_(std::move(gathering.nodes)),
         oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
         segment_(std::move(segment)),
@@ -92,6 +93,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (node_count() == 1) {
       return Error(Code::kInvalidState, "a group of one node needs no wire");
     }
+    AMXT_TRY(check_unauthenticated_data());
     return make_gloo_wire(*this, log_, deadline);
   }
 
@@ -593,8 +595,29 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     return threads > all || (quota > 0 && static_cast<double>(threads) > quota);
   }
 
+  // Whoever set a secret does not expect data of strangers.
+  Status check_unauthenticated_data() {
+    if (launch_.secret_file.empty()) return {};
+    if (!allow_unauthenticated_data_) {
+      return Error(
+          Code::kUnsupported,
+          "a secret is set (AMXTRAIN_SECRET_FILE) and gloo, which carries the data between "
+          "nodes, cannot authenticate: give allow_unauthenticated_data where the "
+          "network is trusted");
+    }
+    if (log_ != nullptr && rank() == 0 && !std::exchange(warned_, true)) {
+      log_->warning(
+          "data goes between nodes by gloo, which does not prove the secret "
+          "(AMXTRAIN_SECRET_FILE): "
+          "allow_unauthenticated_data is given");
+    }
+    return {};
+  }
+
   const LaunchInfo launch_;
   Log* const log_;
+  const bool allow_unauthenticated_data_;
+  bool warned_ = false;
   const Nodes nodes_;
   const bool oversubscribed_;
   bool finalized_ = false;
