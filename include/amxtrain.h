@@ -285,6 +285,35 @@ typedef struct amxt_tensor_info {
  */
 AMXT_API void amxt_tensor_info_init(amxt_tensor_info* info, uint32_t struct_size);
 
+/* Where the elements of an amxt_tensor are. */
+enum {
+  AMXT_MEMORY_HOST = 0,
+  AMXT_MEMORY_CUDA = 1 /* of `device`; what is done to it is put on `stream` */
+};
+
+/* Elements that the caller owns, one after the other. */
+typedef struct amxt_tensor {
+  uint32_t struct_size;
+  int32_t dtype;  /* AMXT_DTYPE_* */
+  int64_t count;  /* elements */
+  void* data;     /* may be NULL when count is 0; an input is not written to */
+  int32_t memory; /* AMXT_MEMORY_* */
+  int32_t device; /* number of the device; of host memory 0 */
+  void* stream;   /* cudaStream_t; of host memory NULL */
+} amxt_tensor;
+
+#define AMXT_TENSOR_INIT \
+  {sizeof(amxt_tensor), AMXT_DTYPE_FLOAT32, 0, NULL, AMXT_MEMORY_HOST, 0, NULL}
+
+/**
+ * Sets an amxt_tensor up, as AMXT_TENSOR_INIT does.
+ *
+ * @param[out] tensor what to set up; NULL is ignored.
+ * @param[in] struct_size sizeof(amxt_tensor) of the caller; no byte beyond it is written.
+ * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
+ */
+AMXT_API void amxt_tensor_init(amxt_tensor* tensor, uint32_t struct_size);
+
 /**
  * Gives the name of an element type as safetensors spells it: "F32", "BF16".
  *
@@ -630,7 +659,7 @@ AMXT_API int32_t amxt_group_node_count(const amxt_group* group);
 /**
  * Describes the group as a JSON object: "rank", "world_size", "local_rank", "local_size", "nodes",
  * "source" (where the ranks came from: options, torchrun, none), "address", "port", "transport",
- * "threads", "cpus".
+ * "threads", "cpus", "collectives" (calls, bytes and seconds by name, once there were any).
  *
  * @param[in] group the group.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -651,6 +680,299 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
  * Thread-safety: object. Blocking: yes. Collective: yes. Since: 0.1
  */
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
+
+/* How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN. */
+enum {
+  AMXT_REDUCE_SUM = 0, /* of integers: wraps around */
+  AMXT_REDUCE_MAX = 1,
+  AMXT_REDUCE_MIN = 2,
+  AMXT_REDUCE_AVG = 3 /* of integers: rounded towards zero */
+};
+
+/*
+ * Collectives. All ranks of a group call the same ones in the same order; the calls of one group run
+ * one at a time, in the order of submission, on a thread of its own, those of several groups at
+ * once. Elements are float32, bfloat16, float16, int32, int64 or uint8. The bits of a result do not
+ * depend on who comes first. The first call connects the ranks for data; it must not run beside
+ * another call of the group or of its trainer. After any error but AMXT_E_INVALID_ARGUMENT,
+ * AMXT_E_UNSUPPORTED and AMXT_E_LIMIT, a deadline and a cancel included, the group's collectives are
+ * over on all ranks.
+ */
+
+/**
+ * Reduces the arrays of all ranks element by element; every rank gets the same bits.
+ *
+ * @param[in] group the group.
+ * @param[in] send this rank's elements; as many on all ranks.
+ * @param[out] receive as many elements of the same type; `send` itself for in place.
+ * @param[in] reduce AMXT_REDUCE_*.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_allreduce(amxt_group* group, const amxt_tensor* send,
+                                          const amxt_tensor* receive, int32_t reduce,
+                                          int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_allreduce() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in] send this rank's elements; as many on all ranks.
+ * @param[out] receive as many elements of the same type; `send` itself for in place.
+ * @param[in] reduce AMXT_REDUCE_*.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_allreduce(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_allreduce_async(amxt_group* group, const amxt_tensor* send,
+                                                const amxt_tensor* receive, int32_t reduce,
+                                                amxt_op** op, amxt_error* err);
+
+/**
+ * Gives every rank the arrays of all, one after the other in the order of ranks.
+ *
+ * @param[in] group the group.
+ * @param[in] send this rank's elements; its place in `receive` for in place.
+ * @param[out] receive the elements of all ranks.
+ * @param[in] counts elements of each rank, the same list on all; NULL: the same number each.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_allgather(amxt_group* group, const amxt_tensor* send,
+                                          const amxt_tensor* receive, const int64_t* counts,
+                                          int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_allgather() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in] send this rank's elements; its place in `receive` for in place.
+ * @param[out] receive the elements of all ranks.
+ * @param[in] counts elements of each rank, the same list on all; NULL: the same number each.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_allgather(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_allgather_async(amxt_group* group, const amxt_tensor* send,
+                                                const amxt_tensor* receive, const int64_t* counts,
+                                                amxt_op** op, amxt_error* err);
+
+/**
+ * Reduces the arrays of all ranks and gives each rank its part.
+ *
+ * @param[in] group the group.
+ * @param[in] send the parts of all ranks in their order; as many elements on all ranks.
+ * @param[out] receive this rank's part; its place in `send` for in place.
+ * @param[in] counts elements of each part, the same list on all; NULL: the same number each.
+ * @param[in] reduce AMXT_REDUCE_*.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_reduce_scatter(amxt_group* group, const amxt_tensor* send,
+                                               const amxt_tensor* receive, const int64_t* counts,
+                                               int32_t reduce, int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_reduce_scatter() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in] send the parts of all ranks in their order; as many elements on all ranks.
+ * @param[out] receive this rank's part; its place in `send` for in place.
+ * @param[in] counts elements of each part, the same list on all; NULL: the same number each.
+ * @param[in] reduce AMXT_REDUCE_*.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_reduce_scatter(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_reduce_scatter_async(amxt_group* group, const amxt_tensor* send,
+                                                     const amxt_tensor* receive,
+                                                     const int64_t* counts, int32_t reduce,
+                                                     amxt_op** op, amxt_error* err);
+
+/**
+ * Gives every rank the array of one.
+ *
+ * @param[in] group the group.
+ * @param[in,out] tensor the root's elements; as many of the same type on all ranks.
+ * @param[in] root the rank that gives.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_broadcast(amxt_group* group, const amxt_tensor* tensor,
+                                          int32_t root, int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_broadcast() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in,out] tensor the root's elements; as many of the same type on all ranks.
+ * @param[in] root the rank that gives.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_broadcast(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_broadcast_async(amxt_group* group, const amxt_tensor* tensor,
+                                                int32_t root, amxt_op** op, amxt_error* err);
+
+/**
+ * Sends a part to each rank and gets one from each. Never in place.
+ *
+ * @param[in] group the group.
+ * @param[in] send the parts for the ranks, in their order.
+ * @param[in] send_counts elements for each rank; NULL: the same number each.
+ * @param[out] receive the parts of the ranks, in their order.
+ * @param[in] receive_counts elements from each rank; NULL: the same number each.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_alltoall(amxt_group* group, const amxt_tensor* send,
+                                         const int64_t* send_counts, const amxt_tensor* receive,
+                                         const int64_t* receive_counts, int64_t timeout_ns,
+                                         amxt_error* err);
+
+/**
+ * Submits what amxt_group_alltoall() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in] send the parts for the ranks, in their order.
+ * @param[in] send_counts elements for each rank; NULL: the same number each.
+ * @param[out] receive the parts of the ranks, in their order.
+ * @param[in] receive_counts elements from each rank; NULL: the same number each.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_alltoall(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_alltoall_async(amxt_group* group, const amxt_tensor* send,
+                                               const int64_t* send_counts,
+                                               const amxt_tensor* receive,
+                                               const int64_t* receive_counts, amxt_op** op,
+                                               amxt_error* err);
+
+/**
+ * Sends an array to one rank. The n-th send from one rank to another meets its n-th receive there,
+ * of the same type and count. May return before it was received, but need not: two ranks that both
+ * send first may wait for each other.
+ *
+ * @param[in] group the group.
+ * @param[in] tensor what to send.
+ * @param[in] peer another rank.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_send(amxt_group* group, const amxt_tensor* tensor, int32_t peer,
+                                     int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_send() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[in] tensor what to send.
+ * @param[in] peer another rank.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_send(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_send_async(amxt_group* group, const amxt_tensor* tensor,
+                                           int32_t peer, amxt_op** op, amxt_error* err);
+
+/**
+ * Receives an array from one rank; see amxt_group_send().
+ *
+ * @param[in] group the group.
+ * @param[out] tensor where to; type and count are those of the send.
+ * @param[in] peer another rank.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
+ *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
+ *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_recv(amxt_group* group, const amxt_tensor* tensor, int32_t peer,
+                                     int64_t timeout_ns, amxt_error* err);
+
+/**
+ * Submits what amxt_group_recv() does; the memory of the tensors belongs to the operation until it
+ * is done, the structs may go at once.
+ *
+ * @param[in] group the group.
+ * @param[out] tensor where to; type and count are those of the send.
+ * @param[in] peer another rank.
+ * @param[out] op the operation; the caller ends it with amxt_op_destroy().
+ * @param[out] err optional.
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_recv(); what else
+ *   can happen is the operation's status.
+ * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_recv_async(amxt_group* group, const amxt_tensor* tensor,
+                                           int32_t peer, amxt_op** op, amxt_error* err);
+
+/**
+ * Makes groups of parts of a group: of the ranks that give the same colour, in the order of their
+ * keys. Such a group has ranks of its own, does collectives and can be split again; it trains no
+ * model. It keeps what it needs of `group`, and to abort it is to abort that.
+ *
+ * @param[in] group the group.
+ * @param[in] color 0 or more; negative: this rank will be in none.
+ * @param[in] key ranks are in the order of keys, then of their ranks in `group`.
+ * @param[in] timeout_ns deadline.
+ * @param[out] part the new group, or NULL for a negative colour; the caller owns it.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_LIMIT when there are too many groups on a node, on all ranks;
+ *   AMXT_E_CANCELLED; AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_split(amxt_group* group, int32_t color, int32_t key,
+                                      int64_t timeout_ns, amxt_group** part, amxt_error* err);
 
 /**
  * Takes leave of the other ranks in good order, so that none takes the end of this process for a
@@ -694,7 +1016,7 @@ AMXT_API void amxt_group_destroy(amxt_group* group);
 
 /*
  * Receives the end of an operation, exactly once, also when it was cancelled. Fires on the engine
- * thread of the trainer, or in amxt_op_on_done() itself when the operation was done by then.
+ * thread of the trainer or group, or in amxt_op_on_done() itself when the operation was done by then.
  * `error` is borrowed for the length of the callback. It may call the functions of this section but
  * not wait, destroy the operation, and submit further asynchronous calls.
  */

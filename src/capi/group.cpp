@@ -64,8 +64,23 @@ Status create(amxt_runtime* runtime, const amxt_group_options* given_options, am
       Deadline::after(given(options.connect_timeout_ns).value_or(kConnectTimeoutNs));
   AMXT_ASSIGN(group->group,
               comm::Group::create(launch, converted, runtime->state->log.get(), deadline));
+  group->rank = group->group->rank();
+  group->size = group->group->size();
   *out = group.release();
   return {};
+}
+
+Json collectives_done(const amxt_group& group) {
+  const std::lock_guard lock(group.collectives_mutex);
+  if (group.collectives == nullptr) return {};
+  Json calls = Json::array();
+  for (const comm::Collectives::Counter& counter : group.collectives->counters()) {
+    calls.push_back({{"name", counter.name},
+                     {"calls", counter.calls},
+                     {"bytes", counter.bytes},
+                     {"seconds", static_cast<double>(counter.ns) / 1e9}});
+  }
+  return {{"transport", group.collectives->transport()}, {"calls", calls}};
 }
 
 Status info(const amxt_group* group, char** json) {
@@ -74,8 +89,8 @@ Status info(const amxt_group* group, char** json) {
   const comm::LaunchInfo& launch = group->group->launch();
   const bool alone = launch.world_size == 1;
   Json object;
-  object["rank"] = launch.rank;
-  object["world_size"] = launch.world_size;
+  object["rank"] = group->rank;
+  object["world_size"] = group->size;
   object["local_rank"] = launch.local_rank;
   object["local_size"] = launch.local_world_size;
   object["nodes"] = amxt_group_node_count(group);
@@ -86,6 +101,8 @@ Status info(const amxt_group* group, char** json) {
   object["threads"] = group->threads;
   object["threads_reason"] = group->threads_reason;
   object["cpus"] = cpu_limits().affinity;
+  if (Json done = collectives_done(*group); !done.is_null())
+    object["collectives"] = std::move(done);
   AMXT_ASSIGN(*json, copy_text(object.dump(-1, ' ', false, Json::error_handler_t::replace)));
   return {};
 }
@@ -164,9 +181,9 @@ amxt_status amxt_launch_info(const amxt_group_options* options, char** json, amx
   return guarded(err, [&] { return launch_info(options, json); });
 }
 
-int32_t amxt_group_rank(const amxt_group* group) { return number(group, &comm::Group::rank); }
+int32_t amxt_group_rank(const amxt_group* group) { return group == nullptr ? -1 : group->rank; }
 
-int32_t amxt_group_size(const amxt_group* group) { return number(group, &comm::Group::size); }
+int32_t amxt_group_size(const amxt_group* group) { return group == nullptr ? -1 : group->size; }
 
 int32_t amxt_group_local_rank(const amxt_group* group) {
   return number(group, &comm::Group::local_rank);
@@ -189,6 +206,7 @@ amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return Error(Code::kInvalidState, "the group is finalized");
+    if (group->is_part) return barrier_of_part(group, timeout_ns);
     const Call call(*group->runtime, timeout_ns);
     return group->group->barrier(call.deadline(), call.cancel_flag());
   });
@@ -198,6 +216,11 @@ amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_erro
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return {};
+    if (group->is_part) {
+      AMXT_TRY(barrier_of_part(group, timeout_ns));
+      group->finalized = true;
+      return {};
+    }
     AMXT_TRY(group->group->finalize(Deadline::after(timeout_ns)));
     group->finalized = true;
     return {};

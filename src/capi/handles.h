@@ -19,6 +19,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "capi/guard.h"
+#include "comm/collectives.h"
 #include "comm/group.h"
 #include "io/dataset.h"
 #include "model/directory.h"
@@ -94,13 +95,28 @@ struct amxt_runtime {
 };
 
 struct amxt_group {
+  ~amxt_group();
+
   amxt::capi::Process process;
   std::shared_ptr<amxt::capi::RuntimeState> runtime;
-  std::shared_ptr<amxt::comm::Group> group;
+  std::shared_ptr<amxt::comm::Group> group;  // of a part: the whole
+  bool is_part = false;
+  int rank = 0, size = 1;
+  // The collectives, from their first call on. The engine goes first, with what runs on it.
+  mutable std::mutex collectives_mutex;  // of the two pointers
+  std::unique_ptr<amxt::comm::Collectives> collectives;
+  std::unique_ptr<amxt::train::Engine> engine;
   int threads = 1;
   std::string threads_reason;
   bool finalized = false;
 };
+
+namespace amxt::capi {
+
+// amxt_group_barrier() of a group made by amxt_group_split().
+Status barrier_of_part(amxt_group* group, int64_t timeout_ns);
+
+}  // namespace amxt::capi
 
 struct amxt_op {
   amxt::capi::Process process;

@@ -13,6 +13,10 @@ void amxt_tensor_info_init(amxt_tensor_info* info, uint32_t struct_size) {
   init_struct<amxt_tensor_info>(info, struct_size, AMXT_TENSOR_INFO_INIT);
 }
 
+void amxt_tensor_init(amxt_tensor* tensor, uint32_t struct_size) {
+  init_struct<amxt_tensor>(tensor, struct_size, AMXT_TENSOR_INIT);
+}
+
 void amxt_progress_init(amxt_progress* progress, uint32_t struct_size) {
   init_struct<amxt_progress>(progress, struct_size, AMXT_PROGRESS_INIT);
 }

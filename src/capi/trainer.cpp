@@ -65,6 +65,9 @@ Status create(amxt_runtime* runtime, amxt_group* group, amxt_model* model,
               const amxt_trainer_options* given_options, amxt_trainer** out) {
   AMXT_TRY(usable(runtime, "runtime"));
   AMXT_TRY(usable(group, "group"));
+  if (group->is_part) {
+    return Error(Code::kUnsupported, "a group made by amxt_group_split() trains no model");
+  }
   AMXT_TRY(usable(model, "model"));
   AMXT_TRY(require(out, "trainer"));
   AMXT_ASSIGN(const amxt_trainer_options options, read_trainer_options(given_options));

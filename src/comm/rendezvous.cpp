@@ -103,6 +103,9 @@ class Gatherer {
   Member& member(int rank) { return members_[static_cast<size_t>(rank)]; }
 
   Status join() {
+    if (may_be_elsewhere_ && !launch_.interface.empty()) {
+      AMXT_TRY(interface_named(launch_.interface));  // at once, not at the deadline
+    }
     AMXT_ASSIGN(listener_, listen_abstract(socket_name(own().nonce)));
     if (own().rank == 0 && !launch_.agent_store) {
       auto server = serve_job_store(launch_, self_.secret, deadline_);
@@ -154,6 +157,7 @@ class Gatherer {
     while (!has_all()) {
       if (deadline_.passed()) return did_not_join();
       auto read = read_entries();
+      if (!read && deadline_.passed()) return did_not_join();
       if (!read) return last_words(std::move(read).error());
       connect_to_targets();
       AMXT_TRY(std::move(failure_));

@@ -439,7 +439,8 @@ Status ShmArea::all_reduce(const CollectiveCall& call, const void* send, void* r
     const int64_t offset = std::min(count, m * share);
     return Piece{offset, std::min(share, count - offset)};
   };
-  const bool around = count * bytes >= kStreamBytes;
+  // In place the lines of the result were read a moment ago and are in the cache: to write past it would first have to empty it.
+  const bool around = count * bytes >= kStreamBytes && send != receive;
   const auto at_round = [&](int64_t i) { return rounds_ + static_cast<uint64_t>(i); };
 
   const auto copy_in = [&](int64_t i) {

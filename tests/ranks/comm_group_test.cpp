@@ -1,247 +1,33 @@
 // The group among real processes that are killed, stopped and started wrongly. This executable is also the rank: started as
 // `<test> rank <what>` it plays one and reports by lines on its standard output.
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <poll.h>
 #include <signal.h>
-#include <spawn.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <list>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
-#include "base/deadline.h"
-#include "base/log.h"
 #include "comm/group.h"
 #include "comm/socket.h"
 #include "comm/tcp_store_client.h"
 #include "comm/tcp_store_server.h"
+#include "ranks/comm_rank.h"
+#include "ranks/comm_rank_process.h"
 
-extern char** environ;
-
-namespace amxt::comm {
+namespace amxt::comm::test {
 namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
-constexpr int64_t kSecond = 1'000'000'000;
 constexpr int kPort = 29500;
-// What every test allows for things that work; a failing one ends here instead of hanging.
-constexpr int64_t kPatience = 30 * kSecond;
-
-// --- The rank ---------------------------------------------------------------------------------
-
-void say(const std::string& line) {
-  const std::string text = line + "\n";
-  if (write(STDOUT_FILENO, text.data(), text.size()) < 0) _exit(3);
-}
-
-[[noreturn]] void report(const Error& error) {
-  say(fmt::format("error {} {} {}", static_cast<int>(error.code()), error.rank(), error.message()));
-  _exit(1);
-}
-
-void report_unless(const Status& status) {
-  if (!status) report(status.error());
-}
-
-[[noreturn]] void sleep_for_ever() {
-  for (;;) pause();
-}
-
-int number(const char* name, int otherwise) {
-  const char* text = std::getenv(name);
-  return text != nullptr ? std::atoi(text) : otherwise;
-}
-
-std::unique_ptr<Group> join(const LaunchInfo& launch, int timeout_ms) {
-  static Log log;
-  log.set([](LogLevel, const char* line) { say(std::string("log ") + line); }, LogLevel::kDebug);
-  auto group =
-      Group::create(launch, GroupOptions{}, &log, Deadline::after(timeout_ms * int64_t{1'000'000}));
-  if (!group) report(group.error());
-  say("joined");
-  return std::move(*group);
-}
-
-// Leaves a child that has all sockets of this process open.
-void leave_a_child() {
-  const pid_t child = fork();
-  if (child == 0) {
-    prctl(PR_SET_PDEATHSIG, 0);
-    alarm(60);
-    sleep_for_ever();
-  }
-  say(fmt::format("child {}", child));
-}
-
-int play(const std::string& what) {
-  auto launch = find_launch({}, process_environment());
-  if (!launch) report(launch.error());
-  if (const char* agent = std::getenv("AGENT")) launch->agent_store = std::string(agent) == "1";
-  const bool victim = launch->rank == number("VICTIM", -1);
-  const int64_t timeout_ns = number("WAIT_MS", 60'000) * int64_t{1'000'000};
-  auto group = join(*launch, number("JOIN_MS", 30'000));
-  const auto wait = [&] { return Deadline::after(timeout_ns); };
-
-  if (what == "leave") {
-    report_unless(group->finalize(wait()));
-  } else if (what == "barrier") {
-    if (victim) sleep_for_ever();
-    report_unless(group->barrier(wait()));
-  } else if (what == "barriers") {
-    for (;;) {
-      report_unless(group->barrier(wait()));
-      say("passed");
-    }
-  } else if (what == "share") {
-    if (victim) sleep_for_ever();
-    auto memory = group->share("weights", 1 << 20, wait());
-    if (!memory) report(memory.error());
-  } else if (what == "exchange") {
-    if (victim) sleep_for_ever();
-    auto all = group->exchange("payload", wait());
-    if (!all) report(all.error());
-  } else if (what == "fork") {
-    if (victim) {
-      leave_a_child();
-      sleep_for_ever();
-    }
-    report_unless(group->barrier(wait()));
-  } else if (what == "abort") {
-    report_unless(group->barrier(wait()));
-    if (victim) {
-      group->abort("the disk is full");
-      _exit(1);
-    }
-    report_unless(group->barrier(wait()));
-  } else if (what == "again") {
-    for (int i = 0; i < 3; ++i) {
-      report_unless(group->barrier(wait()));
-      report_unless(group->finalize(wait()));
-      group.reset();
-      group = join(*launch, 30'000);
-    }
-    report_unless(group->finalize(wait()));
-  }
-  say("done");
-  return 0;
-}
-
-// --- The test ---------------------------------------------------------------------------------
-
-std::string own_loopback() {
-  static int count = 0;
-  return fmt::format("127.{}.{}.{}", 1 + (getpid() >> 8) % 250, getpid() % 250, 1 + count++ % 250);
-}
-
-// A started rank; killed with its owner.
-class RankProcess {
- public:
-  RankProcess(const std::string& what, const std::map<std::string, std::string>& variables) {
-    int ends[2];
-    EXPECT_EQ(pipe2(ends, O_CLOEXEC), 0);
-    output_ = Descriptor(ends[0]);
-    const Descriptor input(ends[1]);
-    std::vector<std::string> settings;
-    for (char** entry = environ; *entry != nullptr; ++entry) settings.emplace_back(*entry);
-    for (const auto& [name, value] : variables) settings.push_back(name + "=" + value);
-    std::vector<char*> environment;
-    for (std::string& setting : settings) environment.push_back(setting.data());
-    environment.push_back(nullptr);
-    std::string program = "/proc/self/exe", mode = "rank", scenario = what;
-    char* arguments[] = {program.data(), mode.data(), scenario.data(), nullptr};
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    posix_spawn_file_actions_adddup2(&actions, input.get(), STDOUT_FILENO);
-    EXPECT_EQ(posix_spawn(&pid_, program.c_str(), &actions, nullptr, arguments, environment.data()),
-              0);
-    posix_spawn_file_actions_destroy(&actions);
-  }
-  ~RankProcess() {
-    signal(SIGKILL);
-    wait();
-  }
-  RankProcess(RankProcess&&) = delete;
-
-  pid_t pid() const { return pid_; }
-  void signal(int number) const {
-    if (pid_ > 0) kill(pid_, number);
-  }
-  void wait() {
-    if (pid_ > 0) waitpid(pid_, nullptr, 0);
-    pid_ = -1;
-  }
-  void kill_and_wait() {
-    signal(SIGKILL);
-    wait();
-  }
-
-  // The next line that begins with `start`; what lies before is skipped.
-  std::string expect(const std::string& start, int64_t patience_ns = kPatience) {
-    const Deadline deadline = Deadline::after(patience_ns);
-    std::string before;
-    for (;;) {
-      const auto line = next_line(deadline);
-      if (!line) {
-        ADD_FAILURE() << "no line \"" << start << "...\" of process " << pid_ << ", but:\n"
-                      << before;
-        return "";
-      }
-      if (line->starts_with(start)) return *line;
-      before += *line + "\n";
-    }
-  }
-
-  struct Failure {
-    Code code = Code::kOk;
-    int rank = -1;
-    std::string message;
-  };
-  Failure expect_error(int64_t patience_ns = kPatience) {
-    const std::string line = expect("error ", patience_ns);
-    Failure failure;
-    int code = 0, length = 0;
-    if (std::sscanf(line.c_str(), "error %d %d %n", &code, &failure.rank, &length) < 2)
-      return failure;
-    failure.code = static_cast<Code>(code);
-    failure.message = line.substr(static_cast<size_t>(length));
-    return failure;
-  }
-
- private:
-  std::optional<std::string> next_line(Deadline deadline) {
-    for (;;) {
-      const size_t end = buffer_.find('\n');
-      if (end != buffer_.npos) {
-        std::string line = buffer_.substr(0, end);
-        buffer_.erase(0, end + 1);
-        return line;
-      }
-      pollfd entry{output_.get(), POLLIN, 0};
-      if (poll(&entry, 1, deadline.poll_ms()) <= 0) return std::nullopt;
-      char bytes[4096];
-      const ssize_t got = read(output_.get(), bytes, sizeof bytes);
-      if (got <= 0) return std::nullopt;
-      buffer_.append(bytes, static_cast<size_t>(got));
-    }
-  }
-
-  pid_t pid_ = -1;
-  Descriptor output_;
-  std::string buffer_;
-};
 
 class CommGroup : public testing::Test {
  protected:
@@ -551,12 +337,12 @@ TEST_F(CommGroupWithAgent, TheAgentsStoreStaysUsable) {
 }
 
 }  // namespace
-}  // namespace amxt::comm
+}  // namespace amxt::comm::test
 
 int main(int argc, char** argv) {
   if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return amxt::comm::play(argv[2]);
+    return amxt::comm::test::play(argv[2]);
   }
   testing::InitGoogleTest(&argc, argv);
   return RUN_ALL_TESTS();
