@@ -109,9 +109,20 @@ class CommandTorchrun : public CommandTest {
             "localhost:" + port, "--local-addr", "127.0.0.1"};
   }
   Arguments training(const std::string& output, int steps) {
-    return Arguments{kCommand} +
-           train_to(output, {"--steps", std::to_string(steps), "--save-steps", "2", "--schedule",
-                             "constant", "--resume", "latest"});
+    return Arguments{kCommand} + train_to(output, {"--steps", std::to_string(steps), "--save-steps",
+                                                   "2", "--schedule", "constant"});
+  }
+  // Trains for ever before there is a file "second", from then on 20 steps, to `output`, when there is a file "go".
+  Arguments training_in_attempts(const std::string& output) {
+    const auto line = [](const Arguments& words) {
+      return fmt::format("{}", fmt::join(words, " "));
+    };
+    return {"sh", "-c",
+            fmt::format("cd {}; [ -e second ] || exec {}; echo $MASTER_PORT > port; echo second "
+                        "attempt; until [ -e go ]; do "
+                        "sleep 0.1; done; exec {}",
+                        directory_.path(), line(training(output + "-first", 1000000)),
+                        line(training(output, 20)))};
   }
 
   // The descendants of `parent` that are rank `rank`.
@@ -131,7 +142,7 @@ class CommandTorchrun : public CommandTest {
   std::string entries_at(const std::string& port, const std::string& run) {
     const std::string program = fmt::format(
         "import torch.distributed as d, datetime\n"
-        "s = d.TCPStore('127.0.0.1', {}, is_master=False, wait_for_workers=False, "
+        "s = d.TCPStore('127.0.0.1', int('''{}'''), is_master=False, wait_for_workers=False, "
         "timeout=datetime.timedelta(seconds=20))\n"
         "print('entries', s.get('amxtrain/{}/entries').decode())\n",
         port, run);
@@ -160,27 +171,29 @@ TEST_F(CommandTorchrun, TrainsByEitherRendezvousWithTheAgentsStoreAndWithItsOwn)
 TEST_F(CommandTorchrun, ARankKilledInTheFirstAttemptIsRestartedAmongItsStaleEntries) {
   for (const bool shared : {true, false}) {
     SCOPED_TRACE(shared ? "the agent's store" : "a store of rank 0's");
-    const std::string output = shared ? "agent" : "own", port = own_port();
+    const std::string output = shared ? "agent" : "own";
+    fs::remove(path("second"));
+    fs::remove(path("go"));
     Process process(
         torchrun(Arguments{"--nproc-per-node", "2", "--max-restarts", "2", "--rdzv-id", "job"} +
                      rendezvous("c10d", port),
-                 training(output, 60)),
+                 training_in_attempts(output)),
         with_store(shared));
     ASSERT_TRUE(process.wait_for("saved"));
     const pid_t victim = rank_below(process.pid(), 1);
     ASSERT_GT(victim, 0);
+    write_text(path("second"), "");
     kill(victim, SIGKILL);
-    ASSERT_TRUE(process.wait_for("resuming from")) << process.wait(1);
+    ASSERT_TRUE(process.wait_for("second attempt", 2)) << process.wait(1);
     if (shared) {
-      EXPECT_THAT(entries_at(port, "job"), ContainsRegex("entries ([4-9]|[1-9][0-9])"))
-          << "the first attempt's entries are still there";
+      EXPECT_THAT(entries_at(contents(path("port")), "job"), HasSubstr("entries 2"))
+          << "those of the first attempt";
     }
+    write_text(path("go"), "");
     const Finished finished = process.wait();
     EXPECT_EQ(finished.code, 0) << finished;
-    EXPECT_EQ(metrics_of(path(output + ".jsonl")).back().at("step"), 60);
-    // Each generation of two: the first and the second.
-    EXPECT_THAT(finished.err, ContainsRegex("rank 1 connected to 2 of 2(.|\n)*"
-                                            "rank 1 connected to 2 of 2"));
+    expect_steps(path(output + ".jsonl"), 1, 20);
+    EXPECT_THAT(finished.err, HasSubstr(fmt::format("(pid {}) died", victim)));
   }
 }
 
@@ -191,29 +204,32 @@ TEST_F(CommandTorchrun, TwoAgentsTrainTogetherAndAgainAfterARestart) {
     agents.emplace_back(torchrun(Arguments{"--nnodes", "2", "--nproc-per-node", "1",
                                            "--max-restarts", "2", "--rdzv-id", "job"} +
                                      rendezvous("c10d", port),
-                                 training("o", 60)),
+                                 training_in_attempts("o")),
                         with_store(true));
   }
   Process& first = agents.front();
   Process& second = agents.back();
-  // The agents number themselves: rank 0 speaks for both.
-  pid_t zero = 0, one = 0;
+  // The agents number themselves.
+  const auto rank = [&](int number) {
+    const pid_t process = rank_below(first.pid(), number);
+    return process > 0 ? process : rank_below(second.pid(), number);
+  };
   const double end = seconds_now() + kPatienceSeconds;
-  while ((zero == 0 || one == 0) && seconds_now() < end) {
-    for (Process* agent : {&first, &second}) {
-      if (const pid_t process = rank_below(agent->pid(), 0); process > 0) zero = process;
-      if (const pid_t process = rank_below(agent->pid(), 1); process > 0) one = process;
-    }
+  while (!fs::exists(path("o-first/latest")) && seconds_now() < end) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));  // for a file: nothing tells of it
   }
-  Process& speaker = rank_below(first.pid(), 0) > 0 ? first : second;
-  ASSERT_TRUE(speaker.wait_for("saved"));
-  kill(one, SIGKILL);
+  const pid_t victim = rank(1);
+  ASSERT_GT(victim, 0);
+  write_text(path("second"), "");
+  write_text(path("go"), "");
+  kill(victim, SIGKILL);
   const Finished a = first.wait(), b = second.wait();
   EXPECT_EQ(a.code, 0) << a;
   EXPECT_EQ(b.code, 0) << b;
-  EXPECT_EQ(metrics_of(path("o.jsonl")).back().at("step"), 60);
-  EXPECT_THAT(a.err + b.err, HasSubstr("resuming from"));
+  expect_steps(path("o.jsonl"), 1, 20);
   EXPECT_EQ(metrics_of(path("o.jsonl")).back().at("world_size"), 2);
+  EXPECT_THAT(a.out, HasSubstr("second attempt"));
+  EXPECT_THAT(b.out, HasSubstr("second attempt"));
 }
 
 TEST_F(CommandTorchrun, ShowsTheRootCauseOfAFailure) {
