@@ -176,7 +176,7 @@ TEST_F(CommandTorchrun, ARankKilledInTheFirstAttemptIsRestartedAmongItsStaleEntr
     fs::remove(path("go"));
     Process process(
         torchrun(Arguments{"--nproc-per-node", "2", "--max-restarts", "2", "--rdzv-id", "job"} +
-                     rendezvous("c10d", port),
+                     rendezvous("c10d", own_port()),
                  training_in_attempts(output)),
         with_store(shared));
     ASSERT_TRUE(process.wait_for("saved"));
