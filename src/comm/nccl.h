@@ -11,13 +11,13 @@
 #include "base/dtype.h"
 #include "base/result.h"
 #include "comm/collectives.h"
+#include "comm/cuda.h"
 
 namespace amxt::comm {
 
 using NcclResult = int;
 inline constexpr NcclResult kNcclSuccess = 0, kNcclInProgress = 7;
 using NcclComm = struct OpaqueNcclComm*;
-using CudaStream = void*;  // CUstream, which is cudaStream_t
 
 struct NcclUniqueId {
   char bytes[128];

@@ -1,4 +1,5 @@
-// amxtrain bench: what the machine gives (peak), and what a training step takes (step).
+// amxtrain bench: what the machine gives (peak), what a training step takes (step), and what ranks take to reduce and exchange arrays
+// (collectives).
 #define AMXT_ENABLE_PREVIEW
 #include <fmt/format.h>
 
@@ -10,6 +11,7 @@
 #include <filesystem>
 #include <random>
 
+#include "bench_collectives.h"
 #include "commands.h"
 #include "options.h"
 
@@ -184,11 +186,25 @@ int run_step(const BenchOptions& options) {
 }  // namespace
 
 Run add_bench(CLI::App& app) {
-  CLI::App* bench = app.add_subcommand("bench", "Measures the machine (peak) or training (step)");
+  CLI::App* bench = app.add_subcommand(
+      "bench", "Measures the machine (peak), training (step) or its ranks (collectives)");
   auto options = std::make_shared<BenchOptions>();
   bench->require_subcommand(1);
   CLI::App* peak = bench->add_subcommand("peak", "Matrix products and memory, as fast as they go");
   CLI::App* step = bench->add_subcommand("step", "Training steps on random tokens");
+  CLI::App* collectives =
+      bench->add_subcommand("collectives", "Reductions and exchanges between ranks");
+  auto between = std::make_shared<CollectivesBench>();
+  collectives->add_flag("--json", between->as_json, "Print JSON, an object a line");
+  collectives
+      ->add_option("--ranks", between->ranks, "Ranks to start when no launcher did (default 2)")
+      ->transform(whole(1, 64));
+  collectives->add_option("--bytes", between->sizes, "Bytes of an array (default 4 KiB to 256 MiB)")
+      ->delimiter(',')
+      ->transform(whole(4, int64_t{1} << 36));
+  collectives->add_option("--repeat", between->repeat, "Measurements of each (default 7)")
+      ->transform(whole(1, 10'000));
+  add_common_options(*collectives, options->common);
   for (CLI::App* each : {peak, step}) {
     each->add_flag("--json", options->as_json, "Print JSON");
     add_common_options(*each, options->common);
@@ -201,7 +217,10 @@ Run add_bench(CLI::App& app) {
   step->add_option("--warmup", options->warmup, "Steps before that (default 2)")
       ->transform(whole(0, int64_t{1} << 30));
   add_size_options(*step, options->flags);
-  return [options, peak] { return peak->parsed() ? run_peak(*options) : run_step(*options); };
+  return [options, between, peak, collectives] {
+    if (collectives->parsed()) return run_collectives(options->common, *between);
+    return peak->parsed() ? run_peak(*options) : run_step(*options);
+  };
 }
 
 }  // namespace command

