@@ -61,12 +61,13 @@ std::vector<Choice> choices(const EffectiveOptions& options) {
   return all;
 }
 
-// Deals that a node sees at a time: the one in use and what is fetched ahead, as far as live parameters allow; at least one.
+// Deals that a node sees at a time: the one in use and what is fetched ahead, as far as live parameters allow; at least one, and no more than
+// a forward pass needs.
 int window_slots(const store::Layout& layout, const EffectiveOptions& options) {
   const int64_t deal = layout.largest_deal();
   const int64_t ahead = (options.prefetch_parameters + deal - 1) / deal;
   const int64_t live = std::max<int64_t>(1, options.live_parameters / deal);
-  return static_cast<int>(std::clamp<int64_t>(1 + ahead, 1, live));
+  return static_cast<int>(std::clamp<int64_t>(1 + ahead, 1, std::min(live, layout.deals())));
 }
 
 template <typename E>

@@ -18,8 +18,6 @@
 #include <string>
 #include <vector>
 
-#include "comm/socket.h"
-
 namespace amxt::test {
 
 class NetworkNodes {
@@ -76,8 +74,6 @@ class NetworkNodes {
   void hold() {
     int ends[2];
     if (pipe2(ends, O_CLOEXEC) != 0) std::abort();
-    const comm::Descriptor reading(ends[0]);
-    comm::Descriptor writing(ends[1]);
     const pid_t holder = fork();
     if (holder == 0) {
       prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -85,12 +81,13 @@ class NetworkNodes {
       if (write(ends[1], &error, sizeof error) < 0) _exit(1);
       for (;;) pause();
     }
-    writing.reset();
+    close(ends[1]);
     holders_.push_back(holder);
     int error = 0;
-    if (read(reading.get(), &error, sizeof error) != sizeof error || error != 0) {
+    if (read(ends[0], &error, sizeof error) != sizeof error || error != 0) {
       reason_ = fmt::format("no network namespace: {}", std::strerror(error));
     }
+    close(ends[0]);
   }
 
   void in(pid_t holder, const std::string& command) {

@@ -1,0 +1,215 @@
+// The command over several nodes: training, checkpoints, resume, evaluation and deaths, by node ids on one machine and by real networks.
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+
+#include "command.h"
+#include "support/network_nodes.h"
+
+namespace amxt::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CommandNodes : public CommandTest {
+ protected:
+  // The rank's variables where each rank's node is given by an id.
+  Variables variables(const std::vector<int>& nodes, int rank, const std::string& address) const {
+    Variables all = rank_variables(rank, static_cast<int>(nodes.size()), address);
+    int local = 0, local_size = 0;
+    for (int other = 0; other < static_cast<int>(nodes.size()); ++other) {
+      const bool same = nodes[static_cast<size_t>(other)] == nodes[static_cast<size_t>(rank)];
+      local += same && other < rank;
+      local_size += same;
+    }
+    all["LOCAL_RANK"] = std::to_string(local);
+    all["LOCAL_WORLD_SIZE"] = std::to_string(local_size);
+    all["AMXTRAIN_NODE_ID"] = fmt::format("node{}", nodes[static_cast<size_t>(rank)]);
+    return all;
+  }
+  std::vector<std::unique_ptr<Process>> start(const std::vector<int>& nodes,
+                                              const Arguments& arguments) {
+    const std::string address = own_loopback();
+    std::vector<std::unique_ptr<Process>> processes;
+    for (int rank = 0; rank < static_cast<int>(nodes.size()); ++rank) {
+      processes.push_back(std::make_unique<Process>(
+          Arguments{kCommand} + arguments,
+          ProcessOptions{variables(nodes, rank, address), directory_.path(), {}}));
+    }
+    return processes;
+  }
+  void expect_success(const std::vector<int>& nodes, const Arguments& arguments) {
+    for (const auto& process : start(nodes, arguments)) {
+      const Finished finished = process->wait(kPatienceSeconds);
+      EXPECT_EQ(finished.code, 0) << finished;
+    }
+  }
+  std::vector<double> losses(const std::string& output) const {
+    std::vector<double> values;
+    for (const Json& line : metrics_of(path(output + ".jsonl"))) values.push_back(line.at("loss"));
+    return values;
+  }
+  void expect_same_losses(const std::string& output, const std::string& expected) const {
+    const std::vector<double> values = losses(output), wanted = losses(expected);
+    ASSERT_EQ(values.size(), wanted.size()) << output;
+    for (size_t i = 0; i < values.size(); ++i)
+      EXPECT_NEAR(values[i], wanted[i], 1e-5 * wanted[i]) << output << ", step " << i + 1;
+  }
+
+  // In float32, at a rate at which a job does not make mountains of the last bits.
+  Arguments exact(const std::string& output, const Arguments& more) {
+    Arguments all = train_to(output, more + fp32_);
+    *std::find(all.begin(), all.end(), "0.01") = "0.001";
+    return all;
+  }
+
+  const Arguments fp32_ = {"--compute-dtype", "float32", "--threads", "1"};
+};
+
+TEST_F(CommandNodes, FiftyStepsHaveTheLossesOfOneNode) {
+  const Arguments fifty = {"--steps", "50", "--save-steps", "0"};
+  ASSERT_EQ(amxtrain(exact("one", fifty + Arguments{"--accumulate", "4"})).code, 0);
+  expect_success({0, 1}, exact("two", fifty + Arguments{"--accumulate", "2"}));
+  expect_same_losses("two", "one");
+  expect_success({0, 0, 1, 1}, exact("four", fifty + Arguments{"--accumulate", "1"}));
+  expect_same_losses("four", "one");
+  EXPECT_GT(metrics_of(path("two.jsonl"))[1].at("wire_bytes").get<int64_t>(), 0);
+}
+
+TEST_F(CommandNodes, FourNodesOfTwoTrainSaveResumeAndExport) {
+  const Arguments job = {"--steps", "8", "--save-steps", "4", "--accumulate", "1"};
+  const std::vector<int> nodes = {0, 0, 1, 1, 2, 2, 3, 3};
+  expect_success(nodes, exact("whole", job));
+  const Finished verified = amxtrain({"verify", path("whole/latest")});
+  EXPECT_EQ(verified.code, 0) << verified;
+  // The checkpoint in the middle, resumed on other nodes: one, and two of unequal size.
+  for (const std::vector<int>& others :
+       {std::vector<int>(8), std::vector<int>{0, 0, 0, 1, 1, 1, 1, 1}}) {
+    const std::string output = "resumed" + std::to_string(others.back());
+    fs::create_directories(path(output));
+    fs::copy(path("whole/step-000004"), path(output + "/step-000004"), fs::copy_options::recursive);
+    expect_success(others, exact(output, job + Arguments{"--resume", "latest"}));
+    const std::vector<double> rest = losses(output), whole = losses("whole");
+    ASSERT_EQ(rest.size(), 4u);
+    for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(rest[i], whole[i + 4], 1e-5 * whole[i + 4]);
+  }
+  const Finished evaluated = amxtrain(
+      Arguments{"eval", "--model", path("whole/final"), "--data", data_, "--seq-len", "16"} +
+      fp32_);
+  EXPECT_EQ(evaluated.code, 0) << evaluated;
+}
+
+TEST_F(CommandNodes, AKilledRankEndsAllAndIsNamed) {
+  for (const int victim : {0, 3}) {
+    SCOPED_TRACE(victim);
+    const std::vector<int> nodes = {0, 0, 1, 1};
+    auto processes = start(nodes, train_to(fmt::format("o{}", victim),
+                                           {"--steps", "1000000", "--save-steps", "2", "--schedule",
+                                            "constant", "--accumulate", "1"}));
+    ASSERT_TRUE(processes[0]->wait_for("saved", 2));
+    const double begin = seconds_now();
+    processes[static_cast<size_t>(victim)]->signal(SIGKILL);
+    for (int rank = 0; rank < 4; ++rank) {
+      if (rank == victim) continue;
+      const Finished finished = processes[static_cast<size_t>(rank)]->wait(30);
+      EXPECT_LT(
+          seconds_now() - begin,
+          nodes[static_cast<size_t>(rank)] == nodes[static_cast<size_t>(victim)] ? 2.0 : 10.0);
+      EXPECT_NE(finished.code, 0);
+      EXPECT_THAT(finished.err,
+                  HasSubstr(fmt::format("rank {} (pid {}", victim,
+                                        processes[static_cast<size_t>(victim)]->pid())))
+          << finished;
+    }
+    const Finished verified = amxtrain({"verify", path(fmt::format("o{}/latest", victim))});
+    EXPECT_EQ(verified.code, 0) << verified;
+  }
+}
+
+TEST_F(CommandNodes, ASignalToOneRankEndsAll) {
+  auto processes = start({0, 1}, train_to("o", {"--steps", "1000000", "--save-steps", "2",
+                                                "--schedule", "constant", "--accumulate", "1"}));
+  ASSERT_TRUE(processes[0]->wait_for("saved", 2));
+  processes[1]->signal(SIGTERM);
+  EXPECT_EQ(processes[1]->wait(30).code, 128 + SIGTERM);
+  const Finished other = processes[0]->wait(30);
+  EXPECT_NE(other.code, 0) << other;
+  EXPECT_THAT(other.err, HasSubstr("rank 1 (pid ")) << other;
+  const Finished verified = amxtrain({"verify", path("o/latest")});
+  EXPECT_EQ(verified.code, 0) << verified;
+}
+
+// Machines with a network of their own between them: nothing is shared but the file system.
+class CommandNetworkNodes : public CommandNodes {
+ protected:
+  void SetUp() override {
+    if (!network_.reason().empty()) GTEST_SKIP() << network_.reason();
+  }
+  std::vector<std::unique_ptr<Process>> start_there(int nodes, int ranks,
+                                                    const Arguments& arguments) {
+    std::vector<std::unique_ptr<Process>> processes;
+    for (int rank = 0; rank < nodes * ranks; ++rank) {
+      const int node = rank / ranks;
+      Variables all = rank_variables(rank, nodes * ranks, NetworkNodes::address(0));
+      all["LOCAL_RANK"] = std::to_string(rank % ranks);
+      all["LOCAL_WORLD_SIZE"] = std::to_string(ranks);
+      processes.push_back(std::make_unique<Process>(
+          Arguments{"nsenter", "--net=" + network_.path(node), kCommand} + arguments,
+          ProcessOptions{all, directory_.path(), {}}));
+    }
+    return processes;
+  }
+
+  NetworkNodes network_{2};
+};
+
+TEST_F(CommandNetworkNodes, FiftyStepsHaveTheLossesOfOneNode) {
+  const Arguments fifty = {"--steps", "50", "--save-steps", "0"};
+  ASSERT_EQ(amxtrain(exact("one", fifty + Arguments{"--accumulate", "4"})).code, 0);
+  for (const int ranks : {1, 2}) {
+    const std::string output = fmt::format("two{}", ranks);
+    const Arguments job =
+        exact(output, fifty + Arguments{"--accumulate", std::to_string(2 / ranks)});
+    for (const auto& process : start_there(2, ranks, job)) {
+      const Finished finished = process->wait(kPatienceSeconds);
+      EXPECT_EQ(finished.code, 0) << finished;
+    }
+    expect_same_losses(output, "one");
+  }
+}
+
+TEST_F(CommandNetworkNodes, ACutCableEndsBothSidesByTheHeartbeat) {
+  auto processes = start_there(2, 1,
+                               train_to("o", {"--steps", "1000000", "--save-steps", "2",
+                                              "--schedule", "constant", "--accumulate", "1"}));
+  ASSERT_TRUE(processes[0]->wait_for("saved", 2));
+  const double begin = seconds_now();
+  network_.cut_off(1);
+  for (int rank = 0; rank < 2; ++rank) {
+    const Finished finished = processes[static_cast<size_t>(rank)]->wait(60);
+    EXPECT_LT(seconds_now() - begin, 20) << "the heartbeat's deadline is 10 s";
+    EXPECT_NE(finished.code, 0);
+    EXPECT_THAT(finished.err, HasSubstr(fmt::format("rank {}", 1 - rank))) << finished;
+  }
+  const Finished verified = amxtrain({"verify", path("o/latest")});
+  EXPECT_EQ(verified.code, 0) << verified;
+}
+
+TEST_F(CommandNodes, AnOutputThatANodeDoesNotSeeIsNamed) {
+  const std::string address = own_loopback();
+  std::vector<std::unique_ptr<Process>> ranks;
+  for (int rank = 0; rank < 2; ++rank) {
+    const Arguments arguments = train({"--steps", "2", "--output", path(fmt::format("o{}", rank))});
+    ranks.push_back(std::make_unique<Process>(
+        Arguments{kCommand} + arguments,
+        ProcessOptions{variables({0, 1}, rank, address), directory_.path(), {}}));
+  }
+  for (const auto& process : ranks) {
+    const Finished finished = process->wait(kPatienceSeconds);
+    EXPECT_EQ(finished.code, 1) << finished;
+    EXPECT_THAT(finished.err, HasSubstr("rank 0")) << finished;
+  }
+}
+
+}  // namespace
+}  // namespace amxt::test
