@@ -484,7 +484,7 @@ TEST(Group, WithASecretDataOfSeveralNodesGoesOverGlooOnlyWhereThatIsAllowed) {
         EXPECT_EQ(wire.error().code(), Code::kUnsupported);
         EXPECT_THAT(wire.error().message(),
                     AllOf(HasSubstr("AMXTRAIN_SECRET_FILE"), HasSubstr("gloo"),
-                          HasSubstr("allow_unauthenticated_data")));
+                          HasSubstr("--allow-unauthenticated-data")));
       },
       options);
   options.allow_unauthenticated_data = true;
