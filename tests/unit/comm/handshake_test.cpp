@@ -250,6 +250,20 @@ TEST(HandshakeOverTcp, AnAbortBeforeTheProofCountsForNothing) {
   EXPECT_EQ(two.server->state(), State::kStranger);
 }
 
+// One that does not care what the other side answers.
+TEST(HandshakeOverTcp, AWrongProofIsRefused) {
+  for (const size_t bytes : {kAnswerBytes, size_t{0}, kAnswerBytes - 1}) {
+    Two two(self_of(3, kSecret), self_of(1, kSecret), Link::Kind::kStream);
+    two.server->step();
+    Message proof;
+    proof.kind = MessageKind::kProof;
+    proof.payload.assign(bytes, '\0');
+    ASSERT_TRUE(two.client->link().send(proof));
+    two.server->step();
+    EXPECT_EQ(two.server->state(), bytes == kAnswerBytes ? State::kFailed : State::kStranger);
+  }
+}
+
 TEST(HandshakeOverTcp, NobodyThereIsToldWithTheReason) {
   const Handshake::Self self = self_of(3), peer = self_of(1);
   Address bound;
