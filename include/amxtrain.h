@@ -299,7 +299,7 @@ typedef struct amxt_tensor {
   void* data;     /* may be NULL when count is 0; an input is not written to */
   int32_t memory; /* AMXT_MEMORY_* */
   int32_t device; /* number of the device; of host memory 0 */
-  void* stream;   /* cudaStream_t; of host memory NULL */
+  void* stream;   /* cudaStream_t, NULL: the device's default stream; of host memory NULL */
 } amxt_tensor;
 
 #define AMXT_TENSOR_INIT \
@@ -682,12 +682,15 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
  */
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
-/* How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN. */
+/*
+ * How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN,
+ * but for the largest and smallest in device memory.
+ */
 enum {
   AMXT_REDUCE_SUM = 0, /* of integers: wraps around */
   AMXT_REDUCE_MAX = 1,
   AMXT_REDUCE_MIN = 2,
-  AMXT_REDUCE_AVG = 3 /* of integers: rounded towards zero */
+  AMXT_REDUCE_AVG = 3 /* of integers: rounded towards zero; in device memory their sum may wrap */
 };
 
 /*
@@ -957,6 +960,19 @@ AMXT_API amxt_status amxt_group_recv(amxt_group* group, const amxt_tensor* tenso
  */
 AMXT_API amxt_status amxt_group_recv_async(amxt_group* group, const amxt_tensor* tensor,
                                            int32_t peer, amxt_op** op, amxt_error* err);
+
+/**
+ * Waits until the stream of the last call of device memory has done what was put on it; a host may
+ * wait by CUDA's own means instead. NCCL's errors that come only now, such as the loss of a peer,
+ * are found here; at the deadline the calls under way are aborted.
+ *
+ * @param[in] group the group.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK, also when there was no such call; AMXT_E_CANCELLED; AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
 /**
  * Makes groups of parts of a group: of the ranks that give the same colour, in the order of their

@@ -24,6 +24,7 @@ using Work = std::function<Status(comm::Collectives& all, const Limits& limits)>
 struct Job {
   Work work;
   bool on_device = false;
+  int32_t device = 0;
   comm::CudaStream stream = nullptr;
 };
 
@@ -34,6 +35,7 @@ struct Buffer {
   int64_t count = 0;
   DType dtype = DType::kF32;
   bool on_device = false;
+  int32_t device = 0;
   comm::CudaStream stream = nullptr;
 
   // How far the buffer goes; the counts of a call are checked where it is made.
@@ -47,8 +49,9 @@ Result<Buffer> read(const amxt_tensor* tensor, std::string_view name) {
               read_struct<amxt_tensor>(tensor, AMXT_TENSOR_INIT, "amxt_tensor"));
   if (given.memory != AMXT_MEMORY_HOST && given.memory != AMXT_MEMORY_CUDA)
     return Error(Code::kInvalidArgument, fmt::format("{}.memory is {}", name, given.memory));
-  const Buffer buffer{given.data, given.count, static_cast<DType>(given.dtype),
-                      given.memory == AMXT_MEMORY_CUDA, given.stream};
+  const Buffer buffer{
+      given.data,   given.count, static_cast<DType>(given.dtype), given.memory == AMXT_MEMORY_CUDA,
+      given.device, given.stream};
   if (given.dtype < 0 || !comm::is_collective_dtype(buffer.dtype)) {
     return Error(Code::kInvalidArgument,
                  fmt::format("{}.dtype is {} ({}), not F32, BF16, F16, I32, I64 or U8", name,
@@ -68,7 +71,8 @@ Status check_pair(const Buffer& send, const Buffer& receive, const std::byte* in
     return refuse(fmt::format("send is {} and receive is {}", dtype_name(send.dtype),
                               dtype_name(receive.dtype)));
   }
-  if (send.on_device != receive.on_device || send.stream != receive.stream)
+  if (send.on_device != receive.on_device || send.device != receive.device ||
+      send.stream != receive.stream)
     return refuse("send and receive are in different memory or on different streams");
   const bool apart = send.end() <= receive.begin() || receive.end() <= send.begin();
   if (apart || (in_place_send != nullptr && in_place_send == in_place_receive)) return {};
@@ -104,7 +108,9 @@ Status check_rank(const amxt_group& group, int32_t rank, std::string_view name) 
   return refuse(fmt::format("{} is {}, and the group has {} ranks", name, rank, group.size));
 }
 
-Job job(Work work, const Buffer& of) { return {std::move(work), of.on_device, of.stream}; }
+Job job(Work work, const Buffer& of) {
+  return {std::move(work), of.on_device, of.device, of.stream};
+}
 
 // --- Running ----------------------------------------------------------------------------------
 
@@ -137,25 +143,31 @@ Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) 
 }
 
 // The same for device memory: NCCL, over the collectives of the host.
-Result<comm::Collectives*> device_collectives_of(amxt_group* group, comm::CudaStream stream,
+Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& what,
                                                  const Limits& limits) {
   AMXT_TRY(collectives_of(group, limits.deadline));
   if (group->nccl == nullptr) {
     comm::NcclCollectives::Options options;
-    options.stream = stream;
+    options.stream = what.stream;
+    options.device = what.device;
     AMXT_ASSIGN(auto made,
                 comm::NcclCollectives::create(*group->group, group->collectives, options, limits));
     const std::lock_guard lock(group->collectives_mutex);
     group->nccl = made.get();
     group->device_collectives = comm::watch_collectives(std::move(made), group->runtime->log.get());
   }
-  group->nccl->use(stream);
+  if (group->nccl->device() != what.device) {
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the memory is of device {}, and the group uses device {}",
+                             what.device, group->nccl->device()));
+  }
+  group->nccl->use(what.stream);
   return group->device_collectives.get();
 }
 
 Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
   if (what.on_device) {
-    AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what.stream, limits));
+    AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
   }
   AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits.deadline));
@@ -325,6 +337,19 @@ Status split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns, 
   return {};
 }
 
+// Of the stream that the last call of device memory was put on.
+Status synchronize(amxt_group* group, int64_t timeout_ns) {
+  AMXT_TRY(check_group(group));
+  {
+    const std::lock_guard lock(group->collectives_mutex);
+    if (group->engine == nullptr) return {};  // nothing was ever called
+  }
+  const Work wait = [group](comm::Collectives&, const Limits& limits) {
+    return group->nccl != nullptr ? group->nccl->synchronize(limits) : Status();
+  };
+  return run(group, Job{wait}, Deadline::after(timeout_ns));
+}
+
 }  // namespace
 
 namespace amxt::capi {
@@ -337,9 +362,12 @@ Status barrier_of_part(amxt_group* group, int64_t timeout_ns) {
 }
 
 Status leave_devices(amxt_group* group, int64_t timeout_ns) {
-  if (group->nccl == nullptr) return {};
+  {
+    const std::lock_guard lock(group->collectives_mutex);
+    if (group->nccl == nullptr) return {};
+  }
   const Work leave = [group](comm::Collectives&, const Limits& limits) {
-    return group->nccl->finalize(limits);
+    return group->nccl->is_alive() ? group->nccl->finalize(limits) : Status();
   };
   return run(group, Job{leave}, Deadline::after(timeout_ns));
 }
@@ -456,6 +484,10 @@ amxt_status amxt_group_recv_async(amxt_group* group, const amxt_tensor* tensor, 
                                   amxt_op** op, amxt_error* err) {
   return guarded(err,
                  [&] { return start(group, message(group, tensor, peer, false), 0, op, true); });
+}
+
+amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_ns, amxt_error* err) {
+  return guarded(err, [&] { return synchronize(group, timeout_ns); });
 }
 
 amxt_status amxt_group_split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns,

@@ -318,9 +318,36 @@ static void call_device(amxt_group* group, int rank) {
   tensor = floats(data, 6); /* and of the host, in between */
   DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
   EXPECT(data[0] == 6.f);
+  for (i = 0; i < 6; ++i) data[i] = (float)rank;
+  tensor.memory = AMXT_MEMORY_CUDA; /* on the default stream, with a wait of the library's */
+  DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_MAX, kWait, &err));
+  DONE(amxt_group_synchronize(group, kWait, &err));
+  for (i = 0; i < 6; ++i) EXPECT(data[i] == 1.f);
+  tensor.device = 1;
+  REFUSED(AMXT_E_INVALID_ARGUMENT, "the memory is of device 1, and the group uses device 0",
+          amxt_group_broadcast(group, &tensor, 0, kWait, &err));
   DONE(amxt_group_info(group, &json, &err));
   EXPECT(json != NULL && strstr(json, "\"device_collectives\":{\"transport\":\"nccl\"") != NULL);
   amxt_string_destroy(json);
+}
+
+/* The engine of the group has no context of CUDA of its own. */
+static void call_default_stream(amxt_group* group, int rank) {
+  float data[2] = {1.f, 2.f};
+  amxt_tensor tensor = floats(data, 2);
+  amxt_group* part = NULL;
+  DONE(amxt_group_synchronize(group, kWait, &err)); /* nothing was put anywhere */
+  tensor.memory = AMXT_MEMORY_CUDA;
+  tensor.device = 3;
+  DONE(amxt_group_split(group, 0, -rank, kWait, &part, &err));
+  DONE(amxt_group_allreduce(part, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+  DONE(amxt_group_synchronize(part, kWait, &err));
+  EXPECT(data[0] == 2.f && data[1] == 4.f);
+  DONE(amxt_group_finalize(part, kWait, &err));
+  amxt_group_destroy(part);
+  tensor.device = 9;
+  REFUSED(AMXT_E_INVALID_ARGUMENT, "NCCL on rank 0: CUDA device 9: invalid device ordinal",
+          amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
 }
 
 static void device_memory_goes_by_nccl(void** state) {
@@ -328,6 +355,7 @@ static void device_memory_goes_by_nccl(void** state) {
   setenv("AMXTRAIN_NCCL_LIBRARY", STUB, 1);
   setenv("AMXTRAIN_CUDA_LIBRARY", STUB, 1);
   on_ranks(2, 29647, call_device);
+  on_ranks(2, 29648, call_default_stream);
   unsetenv("AMXTRAIN_NCCL_LIBRARY");
   unsetenv("AMXTRAIN_CUDA_LIBRARY");
 }
