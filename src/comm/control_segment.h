@@ -23,7 +23,7 @@ namespace amxt::comm {
 enum class Collective : uint32_t { kBarrier = 1, kExchange, kShare, kFinalize };
 const char* collective_name(Collective collective);
 const char* a_collective(Collective collective);  // "a barrier", "an exchange"
-Error payload_error(size_t bytes);  // of an exchange beyond kMaxPayload
+Error payload_error(size_t bytes);                // of an exchange beyond kMaxPayload
 
 class ControlSegment {
  public:

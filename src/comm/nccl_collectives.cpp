@@ -133,7 +133,7 @@ Result<std::unique_ptr<NcclCollectives>> NcclCollectives::create(Group& group,
   return made;
 }
 
-NcclCollectives::~NcclCollectives() { abort(); }
+NcclCollectives::~NcclCollectives() { end_communicator(); }
 
 // What this rank needs for itself.
 Status NcclCollectives::open() {
@@ -250,7 +250,7 @@ Status NcclCollectives::connect(const NcclUniqueId& id, const Limits& limits) {
     }
     auto exchanged = exchange(*host_, own, told);
     if (!exchanged) {
-      abort();
+      end_communicator();
       return std::move(exchanged).error();
     }
     bool all_ready = true;
@@ -267,7 +267,7 @@ Status NcclCollectives::connect(const NcclUniqueId& id, const Limits& limits) {
                        fmt::format("rank {} started NCCL from another id than rank {}", r, rank()));
       }
       if (reason) {
-        abort();
+        end_communicator();
         return std::move(*reason).with_rank(r);
       }
       all_ready &= other.ready != 0;
@@ -310,7 +310,7 @@ Status NcclCollectives::interrupted(const std::string& what, const Limits& limit
 
 Error NcclCollectives::fail(Error error) {
   if (!dead_) dead_ = Error(error.code(), error.message()).with_rank(error.rank());
-  abort();
+  end_communicator();
   // A call that only this rank makes, and not for long: the end of the host's communicator for the others, who are told at their next call.
   const Status ended = host_->barrier({Deadline::after(0), nullptr});
   (void)ended;
@@ -318,7 +318,7 @@ Error NcclCollectives::fail(Error error) {
 }
 
 // From another thread, for it may take its time: a kernel that still runs is asked to quit, threads are joined.
-void NcclCollectives::abort() {
+void NcclCollectives::end_communicator() {
   const NcclComm comm = std::exchange(comm_, nullptr);
   if (comm == nullptr) return;
   struct Progress {

@@ -114,7 +114,7 @@ class NcclCollectives final : public Collectives {
   Status usable() const;
   // The end of this communicator, and of the host's for the other ranks.
   Error fail(Error error);
-  void abort();
+  void end_communicator();
 
   Group& group_;
   const std::shared_ptr<Collectives> host_;
