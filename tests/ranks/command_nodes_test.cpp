@@ -134,7 +134,7 @@ TEST_F(CommandNodes, ASignalToOneRankEndsAll) {
   EXPECT_EQ(processes[1]->wait(30).code, 128 + SIGTERM);
   const Finished other = processes[0]->wait(30);
   EXPECT_NE(other.code, 0) << other;
-  EXPECT_THAT(other.err, HasSubstr("rank 1 (pid ")) << other;
+  EXPECT_THAT(other.err, HasSubstr("error: rank 1")) << other;
   const Finished verified = amxtrain({"verify", path("o/latest")});
   EXPECT_EQ(verified.code, 0) << verified;
 }
