@@ -299,7 +299,7 @@ typedef struct amxt_tensor {
   void* data;     /* may be NULL when count is 0; an input is not written to */
   int32_t memory; /* AMXT_MEMORY_* */
   int32_t device; /* number of the device; of host memory 0 */
-  void* stream;   /* cudaStream_t; of host memory NULL */
+  void* stream;   /* cudaStream_t, NULL: the device's default stream; of host memory NULL */
 } amxt_tensor;
 
 #define AMXT_TENSOR_INIT \
@@ -659,7 +659,8 @@ AMXT_API int32_t amxt_group_node_count(const amxt_group* group);
 /**
  * Describes the group as a JSON object: "rank", "world_size", "local_rank", "local_size", "nodes",
  * "source" (where the ranks came from: options, torchrun, none), "address", "port", "transport",
- * "threads", "cpus", "collectives" (calls, bytes and seconds by name, once there were any).
+ * "threads", "cpus", "collectives" and "device_collectives" (null, or the transport and calls, bytes
+ * and seconds of each kind of call).
  *
  * @param[in] group the group.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
@@ -681,12 +682,15 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
  */
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
-/* How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN. */
+/*
+ * How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN,
+ * but for the largest and smallest in device memory.
+ */
 enum {
   AMXT_REDUCE_SUM = 0, /* of integers: wraps around */
   AMXT_REDUCE_MAX = 1,
   AMXT_REDUCE_MIN = 2,
-  AMXT_REDUCE_AVG = 3 /* of integers: rounded towards zero */
+  AMXT_REDUCE_AVG = 3 /* of integers: rounded towards zero; in device memory their sum may wrap */
 };
 
 /*
@@ -695,8 +699,9 @@ enum {
  * once. Elements are float32, bfloat16, float16, int32, int64 or uint8. The bits of a result do not
  * depend on who comes first. The first call connects the ranks for data; it must not run beside
  * another call of the group or of its trainer. After any error but AMXT_E_INVALID_ARGUMENT,
- * AMXT_E_UNSUPPORTED and AMXT_E_LIMIT, a deadline and a cancel included, the group's collectives are
- * over on all ranks.
+ * AMXT_E_LIMIT and a missing NCCL, a deadline and a cancel included, the group's collectives are over
+ * on all ranks. With device memory (AMXT_MEMORY_CUDA, both tensors on one stream, one device for a
+ * group) a call has ended when all ranks have made it and it is on the stream; NCCL carries it.
  */
 
 /**
@@ -709,8 +714,8 @@ enum {
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
@@ -728,7 +733,7 @@ AMXT_API amxt_status amxt_group_allreduce(amxt_group* group, const amxt_tensor* 
  * @param[in] reduce AMXT_REDUCE_*.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_allreduce(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_allreduce(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
  */
@@ -746,8 +751,8 @@ AMXT_API amxt_status amxt_group_allreduce_async(amxt_group* group, const amxt_te
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
@@ -765,7 +770,7 @@ AMXT_API amxt_status amxt_group_allgather(amxt_group* group, const amxt_tensor* 
  * @param[in] counts elements of each rank, the same list on all; NULL: the same number each.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_allgather(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_allgather(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
  */
@@ -784,8 +789,8 @@ AMXT_API amxt_status amxt_group_allgather_async(amxt_group* group, const amxt_te
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
@@ -804,7 +809,7 @@ AMXT_API amxt_status amxt_group_reduce_scatter(amxt_group* group, const amxt_ten
  * @param[in] reduce AMXT_REDUCE_*.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_reduce_scatter(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_reduce_scatter(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
  */
@@ -822,8 +827,8 @@ AMXT_API amxt_status amxt_group_reduce_scatter_async(amxt_group* group, const am
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
@@ -839,7 +844,7 @@ AMXT_API amxt_status amxt_group_broadcast(amxt_group* group, const amxt_tensor* 
  * @param[in] root the rank that gives.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_broadcast(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_broadcast(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
  */
@@ -857,8 +862,8 @@ AMXT_API amxt_status amxt_group_broadcast_async(amxt_group* group, const amxt_te
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: yes. Since: 0.1
  */
@@ -878,7 +883,7 @@ AMXT_API amxt_status amxt_group_alltoall(amxt_group* group, const amxt_tensor* s
  * @param[in] receive_counts elements from each rank; NULL: the same number each.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_alltoall(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_alltoall(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: yes. Since: 0.1
  */
@@ -899,8 +904,8 @@ AMXT_API amxt_status amxt_group_alltoall_async(amxt_group* group, const amxt_ten
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
  */
@@ -916,7 +921,7 @@ AMXT_API amxt_status amxt_group_send(amxt_group* group, const amxt_tensor* tenso
  * @param[in] peer another rank.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_send(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_send(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
@@ -932,8 +937,8 @@ AMXT_API amxt_status amxt_group_send_async(amxt_group* group, const amxt_tensor*
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
  * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT for a type, count, operation or rank
- *   that cannot be, and for buffers that overlap; AMXT_E_UNSUPPORTED for device memory where there
- *   is no transport for it; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
+ *   that cannot be, and for buffers that overlap; AMXT_E_NOT_FOUND and AMXT_E_UNSUPPORTED for device
+ *   memory where NCCL or CUDA is missing or too old, on all ranks; AMXT_E_CANCELLED; AMXT_E_COMM_PROTOCOL when the ranks disagree about the
  *   call, on all of them, with both calls in the message; AMXT_E_COMM_TIMEOUT; other AMXT_E_COMM_*.
  * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
  */
@@ -949,12 +954,25 @@ AMXT_API amxt_status amxt_group_recv(amxt_group* group, const amxt_tensor* tenso
  * @param[in] peer another rank.
  * @param[out] op the operation; the caller ends it with amxt_op_destroy().
  * @param[out] err optional.
- * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT and AMXT_E_UNSUPPORTED as amxt_group_recv(); what else
+ * @return AMXT_OK when submitted; AMXT_E_INVALID_ARGUMENT as amxt_group_recv(); what else
  *   can happen is the operation's status.
  * Thread-safety: yes. Blocking: no. Collective: no. Since: 0.1
  */
 AMXT_API amxt_status amxt_group_recv_async(amxt_group* group, const amxt_tensor* tensor,
                                            int32_t peer, amxt_op** op, amxt_error* err);
+
+/**
+ * Waits until the stream of the last call of device memory has done what was put on it; a host may
+ * wait by CUDA's own means instead. NCCL's errors that come only now, such as the loss of a peer,
+ * are found here; at the deadline the calls under way are aborted.
+ *
+ * @param[in] group the group.
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK, also when there was no such call; AMXT_E_CANCELLED; AMXT_E_COMM_*.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
 /**
  * Makes groups of parts of a group: of the ranks that give the same colour, in the order of their

@@ -20,12 +20,23 @@ namespace {
 using Limits = comm::Collectives::Limits;
 using Work = std::function<Status(comm::Collectives& all, const Limits& limits)>;
 
+// A checked call, and where its memory is.
+struct Job {
+  Work work;
+  bool on_device = false;
+  int32_t device = 0;
+  comm::CudaStream stream = nullptr;
+};
+
 Status refuse(const std::string& why) { return Error(Code::kInvalidArgument, why); }
 
 struct Buffer {
   void* data = nullptr;
   int64_t count = 0;
   DType dtype = DType::kF32;
+  bool on_device = false;
+  int32_t device = 0;
+  comm::CudaStream stream = nullptr;
 
   // How far the buffer goes; the counts of a call are checked where it is made.
   const std::byte* begin() const { return static_cast<const std::byte*>(data); }
@@ -36,14 +47,11 @@ Result<Buffer> read(const amxt_tensor* tensor, std::string_view name) {
   AMXT_TRY(require(tensor, name));
   AMXT_ASSIGN(const amxt_tensor given,
               read_struct<amxt_tensor>(tensor, AMXT_TENSOR_INIT, "amxt_tensor"));
-  if (given.memory != AMXT_MEMORY_HOST) {
-    if (given.memory != AMXT_MEMORY_CUDA)
-      return Error(Code::kInvalidArgument, fmt::format("{}.memory is {}", name, given.memory));
-    return Error(
-        Code::kUnsupported,
-        fmt::format("{} lies in device memory, and the group has no transport for it", name));
-  }
-  const Buffer buffer{given.data, given.count, static_cast<DType>(given.dtype)};
+  if (given.memory != AMXT_MEMORY_HOST && given.memory != AMXT_MEMORY_CUDA)
+    return Error(Code::kInvalidArgument, fmt::format("{}.memory is {}", name, given.memory));
+  const Buffer buffer{
+      given.data,   given.count, static_cast<DType>(given.dtype), given.memory == AMXT_MEMORY_CUDA,
+      given.device, given.stream};
   if (given.dtype < 0 || !comm::is_collective_dtype(buffer.dtype)) {
     return Error(Code::kInvalidArgument,
                  fmt::format("{}.dtype is {} ({}), not F32, BF16, F16, I32, I64 or U8", name,
@@ -63,6 +71,9 @@ Status check_pair(const Buffer& send, const Buffer& receive, const std::byte* in
     return refuse(fmt::format("send is {} and receive is {}", dtype_name(send.dtype),
                               dtype_name(receive.dtype)));
   }
+  if (send.on_device != receive.on_device || send.device != receive.device ||
+      send.stream != receive.stream)
+    return refuse("send and receive are in different memory or on different streams");
   const bool apart = send.end() <= receive.begin() || receive.end() <= send.begin();
   if (apart || (in_place_send != nullptr && in_place_send == in_place_receive)) return {};
   return refuse("send and receive overlap");
@@ -97,6 +108,10 @@ Status check_rank(const amxt_group& group, int32_t rank, std::string_view name) 
   return refuse(fmt::format("{} is {}, and the group has {} ranks", name, rank, group.size));
 }
 
+Job job(Work work, const Buffer& of) {
+  return {std::move(work), of.on_device, of.device, of.stream};
+}
+
 // --- Running ----------------------------------------------------------------------------------
 
 Status check_group(const amxt_group* group) {
@@ -127,33 +142,61 @@ Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) 
   return group->collectives.get();
 }
 
-constexpr int64_t kConnectNs = AMXT_SECONDS(300);  // of an asynchronous first call
+// The same for device memory: NCCL, over the collectives of the host.
+Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& what,
+                                                 const Limits& limits) {
+  AMXT_TRY(collectives_of(group, limits.deadline));
+  if (group->nccl == nullptr) {
+    comm::NcclCollectives::Options options;
+    options.stream = what.stream;
+    options.device = what.device;
+    AMXT_ASSIGN(auto made,
+                comm::NcclCollectives::create(*group->group, group->collectives, options, limits));
+    const std::lock_guard lock(group->collectives_mutex);
+    group->nccl = made.get();
+    group->device_collectives = comm::watch_collectives(std::move(made), group->runtime->log.get());
+  }
+  if (group->nccl->device() != what.device) {
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the memory is of device {}, and the group uses device {}",
+                             what.device, group->nccl->device()));
+  }
+  group->nccl->use(what.stream);
+  return group->device_collectives.get();
+}
 
-Status run(amxt_group* group, const Work& work, Deadline deadline) {
+Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
+  if (what.on_device) {
+    AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
+    return what.work(*all, limits);
+  }
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits.deadline));
+  return what.work(*all, limits);
+}
+
+Status run(amxt_group* group, const Job& what, Deadline deadline) {
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   if (engine->is_current_thread())
     return Error(Code::kInvalidState, "a blocking collective on the thread that runs them");
   // The deadline is the collective's own, so that it and not a cancel names who is missing.
   return engine
-      ->submit([group, work, deadline](const std::atomic<bool>& cancel) -> Status {
-        AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, deadline));
-        return work(*all, {deadline, &cancel});
+      ->submit([group, what, deadline](const std::atomic<bool>& cancel) {
+        return run_job(group, what, {deadline, &cancel});
       })
       ->wait(Deadline::never());
 }
 
 // A call, checked: at once by a deadline, or as an operation.
-Status start(amxt_group* group, Result<Work> work, int64_t timeout_ns, amxt_op** op, bool async) {
-  if (!work) return std::move(work).error();
-  if (!async) return run(group, *work, Deadline::after(timeout_ns));
+Status start(amxt_group* group, Result<Job> what, int64_t timeout_ns, amxt_op** op, bool async) {
+  if (!what) return std::move(what).error();
+  if (!async) return run(group, *what, Deadline::after(timeout_ns));
   AMXT_TRY(require(op, "op"));
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   auto made = std::make_unique<amxt_op>();
   made->engine_thread = engine->thread_id();
   made->operation =
-      engine->submit([group, body = *std::move(work)](const std::atomic<bool>& cancel) -> Status {
-        AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, Deadline::after(kConnectNs)));
-        return body(*all, {Deadline::never(), &cancel});
+      engine->submit([group, body = *std::move(what)](const std::atomic<bool>& cancel) {
+        return run_job(group, body, {Deadline::never(), &cancel});
       });
   *op = made.release();
   return {};
@@ -161,8 +204,8 @@ Status start(amxt_group* group, Result<Work> work, int64_t timeout_ns, amxt_op**
 
 // --- Calls ------------------------------------------------------------------------------------
 
-Result<Work> allreduce(const amxt_group* group, const amxt_tensor* send_tensor,
-                       const amxt_tensor* receive_tensor, int32_t reduce) {
+Result<Job> allreduce(const amxt_group* group, const amxt_tensor* send_tensor,
+                      const amxt_tensor* receive_tensor, int32_t reduce) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer send, read(send_tensor, "send"));
   AMXT_ASSIGN(const Buffer receive, read(receive_tensor, "receive"));
@@ -172,13 +215,15 @@ Result<Work> allreduce(const amxt_group* group, const amxt_tensor* send_tensor,
     return Error(Code::kInvalidArgument,
                  fmt::format("send has {} elements and receive {}", send.count, receive.count));
   }
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return all.all_reduce(send.data, receive.data, send.count, send.dtype, op, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return all.all_reduce(send.data, receive.data, send.count, send.dtype, op, limits);
+      },
+      send);
 }
 
-Result<Work> allgather(const amxt_group* group, const amxt_tensor* send_tensor,
-                       const amxt_tensor* receive_tensor, const int64_t* given_counts) {
+Result<Job> allgather(const amxt_group* group, const amxt_tensor* send_tensor,
+                      const amxt_tensor* receive_tensor, const int64_t* given_counts) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer send, read(send_tensor, "send"));
   AMXT_ASSIGN(const Buffer receive, read(receive_tensor, "receive"));
@@ -192,14 +237,16 @@ Result<Work> allgather(const amxt_group* group, const amxt_tensor* send_tensor,
   }
   AMXT_TRY(check_pair(send, receive, send.begin(),
                       receive.begin() + before * dtype_bytes(receive.dtype)));
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return all.all_gather(send.data, receive.data, counts, send.dtype, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return all.all_gather(send.data, receive.data, counts, send.dtype, limits);
+      },
+      send);
 }
 
-Result<Work> reduce_scatter(const amxt_group* group, const amxt_tensor* send_tensor,
-                            const amxt_tensor* receive_tensor, const int64_t* given_counts,
-                            int32_t reduce) {
+Result<Job> reduce_scatter(const amxt_group* group, const amxt_tensor* send_tensor,
+                           const amxt_tensor* receive_tensor, const int64_t* given_counts,
+                           int32_t reduce) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer send, read(send_tensor, "send"));
   AMXT_ASSIGN(const Buffer receive, read(receive_tensor, "receive"));
@@ -214,23 +261,27 @@ Result<Work> reduce_scatter(const amxt_group* group, const amxt_tensor* send_ten
   }
   AMXT_TRY(
       check_pair(send, receive, send.begin() + before * dtype_bytes(send.dtype), receive.begin()));
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return all.reduce_scatter(send.data, receive.data, counts, send.dtype, op, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return all.reduce_scatter(send.data, receive.data, counts, send.dtype, op, limits);
+      },
+      send);
 }
 
-Result<Work> broadcast(const amxt_group* group, const amxt_tensor* tensor, int32_t root) {
+Result<Job> broadcast(const amxt_group* group, const amxt_tensor* tensor, int32_t root) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer buffer, read(tensor, "tensor"));
   AMXT_TRY(check_rank(*group, root, "root"));
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return all.broadcast(buffer.data, buffer.count, buffer.dtype, root, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return all.broadcast(buffer.data, buffer.count, buffer.dtype, root, limits);
+      },
+      buffer);
 }
 
-Result<Work> alltoall(const amxt_group* group, const amxt_tensor* send_tensor,
-                      const int64_t* send_counts, const amxt_tensor* receive_tensor,
-                      const int64_t* receive_counts) {
+Result<Job> alltoall(const amxt_group* group, const amxt_tensor* send_tensor,
+                     const int64_t* send_counts, const amxt_tensor* receive_tensor,
+                     const int64_t* receive_counts) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer send, read(send_tensor, "send"));
   AMXT_ASSIGN(const Buffer receive, read(receive_tensor, "receive"));
@@ -240,35 +291,37 @@ Result<Work> alltoall(const amxt_group* group, const amxt_tensor* send_tensor,
   AMXT_ASSIGN(
       const std::vector<int64_t> in,
       read_counts(*group, receive_counts, receive.count / group->size, receive.count, "receive"));
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return all.all_to_all(send.data, out, receive.data, in, send.dtype, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return all.all_to_all(send.data, out, receive.data, in, send.dtype, limits);
+      },
+      send);
 }
 
-Result<Work> message(const amxt_group* group, const amxt_tensor* tensor, int32_t peer, bool sends) {
+Result<Job> message(const amxt_group* group, const amxt_tensor* tensor, int32_t peer, bool sends) {
   AMXT_TRY(check_group(group));
   AMXT_ASSIGN(const Buffer buffer, read(tensor, "tensor"));
   AMXT_TRY(check_rank(*group, peer, "peer"));
   if (peer == group->rank) {
     return Error(Code::kInvalidArgument, fmt::format("peer is {}, this rank itself", peer));
   }
-  return Work([=](comm::Collectives& all, const Limits& limits) {
-    return sends ? all.send(buffer.data, buffer.count, buffer.dtype, peer, limits)
-                 : all.receive(buffer.data, buffer.count, buffer.dtype, peer, limits);
-  });
+  return job(
+      [=](comm::Collectives& all, const Limits& limits) {
+        return sends ? all.send(buffer.data, buffer.count, buffer.dtype, peer, limits)
+                     : all.receive(buffer.data, buffer.count, buffer.dtype, peer, limits);
+      },
+      buffer);
 }
 
 Status split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns, amxt_group** out) {
   AMXT_TRY(check_group(group));
   AMXT_TRY(require(out, "part"));
   std::unique_ptr<comm::Collectives> made;
-  AMXT_TRY(run(
-      group,
-      [&](comm::Collectives& all, const Limits& limits) -> Status {
-        AMXT_ASSIGN(made, all.split(color, key, limits));
-        return {};
-      },
-      Deadline::after(timeout_ns)));
+  AMXT_TRY(run(group, Job{[&](comm::Collectives& all, const Limits& limits) -> Status {
+                 AMXT_ASSIGN(made, all.split(color, key, limits));
+                 return {};
+               }},
+               Deadline::after(timeout_ns)));
   *out = nullptr;
   if (made == nullptr) return {};
   auto part = std::make_unique<amxt_group>();
@@ -284,14 +337,39 @@ Status split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns, 
   return {};
 }
 
+// Of the stream that the last call of device memory was put on.
+Status synchronize(amxt_group* group, int64_t timeout_ns) {
+  AMXT_TRY(check_group(group));
+  {
+    const std::lock_guard lock(group->collectives_mutex);
+    if (group->engine == nullptr) return {};  // nothing was ever called
+  }
+  const Work wait = [group](comm::Collectives&, const Limits& limits) {
+    return group->nccl != nullptr ? group->nccl->synchronize(limits) : Status();
+  };
+  return run(group, Job{wait}, Deadline::after(timeout_ns));
+}
+
 }  // namespace
 
 namespace amxt::capi {
 
 Status barrier_of_part(amxt_group* group, int64_t timeout_ns) {
-  return run(
-      group, [](comm::Collectives& all, const Limits& limits) { return all.barrier(limits); },
-      Deadline::after(timeout_ns));
+  const Work barrier = [](comm::Collectives& all, const Limits& limits) {
+    return all.barrier(limits);
+  };
+  return run(group, Job{barrier}, Deadline::after(timeout_ns));
+}
+
+Status leave_devices(amxt_group* group, int64_t timeout_ns) {
+  {
+    const std::lock_guard lock(group->collectives_mutex);
+    if (group->nccl == nullptr) return {};
+  }
+  const Work leave = [group](comm::Collectives&, const Limits& limits) {
+    return group->nccl->is_alive() ? group->nccl->finalize(limits) : Status();
+  };
+  return run(group, Job{leave}, Deadline::after(timeout_ns));
 }
 
 }  // namespace amxt::capi
@@ -406,6 +484,10 @@ amxt_status amxt_group_recv_async(amxt_group* group, const amxt_tensor* tensor, 
                                   amxt_op** op, amxt_error* err) {
   return guarded(err,
                  [&] { return start(group, message(group, tensor, peer, false), 0, op, true); });
+}
+
+amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_ns, amxt_error* err) {
+  return guarded(err, [&] { return synchronize(group, timeout_ns); });
 }
 
 amxt_status amxt_group_split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns,

@@ -70,17 +70,16 @@ Status create(amxt_runtime* runtime, const amxt_group_options* given_options, am
   return {};
 }
 
-Json collectives_done(const amxt_group& group) {
-  const std::lock_guard lock(group.collectives_mutex);
-  if (group.collectives == nullptr) return {};
+Json collectives_done(const comm::Collectives* collectives) {
+  if (collectives == nullptr) return {};
   Json calls = Json::array();
-  for (const comm::Collectives::Counter& counter : group.collectives->counters()) {
+  for (const comm::Collectives::Counter& counter : collectives->counters()) {
     calls.push_back({{"name", counter.name},
                      {"calls", counter.calls},
                      {"bytes", counter.bytes},
                      {"seconds", static_cast<double>(counter.ns) / 1e9}});
   }
-  return {{"transport", group.collectives->transport()}, {"calls", calls}};
+  return {{"transport", collectives->transport()}, {"calls", calls}};
 }
 
 Status info(const amxt_group* group, char** json) {
@@ -101,8 +100,11 @@ Status info(const amxt_group* group, char** json) {
   object["threads"] = group->threads;
   object["threads_reason"] = group->threads_reason;
   object["cpus"] = cpu_limits().affinity;
-  if (Json done = collectives_done(*group); !done.is_null())
-    object["collectives"] = std::move(done);
+  {
+    const std::lock_guard lock(group->collectives_mutex);
+    object["collectives"] = collectives_done(group->collectives.get());
+    object["device_collectives"] = collectives_done(group->device_collectives.get());
+  }
   AMXT_ASSIGN(*json, copy_text(object.dump(-1, ' ', false, Json::error_handler_t::replace)));
   return {};
 }
@@ -216,6 +218,7 @@ amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_erro
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return {};
+    AMXT_TRY(leave_devices(group, timeout_ns));
     if (group->is_part) {
       AMXT_TRY(barrier_of_part(group, timeout_ns));
       group->finalized = true;

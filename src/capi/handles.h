@@ -21,6 +21,7 @@
 #include "capi/guard.h"
 #include "comm/collectives.h"
 #include "comm/group.h"
+#include "comm/nccl_collectives.h"
 #include "io/dataset.h"
 #include "model/directory.h"
 #include "train/operation.h"
@@ -103,8 +104,11 @@ struct amxt_group {
   bool is_part = false;
   int rank = 0, size = 1;
   // The collectives, from their first call on. The engine goes first, with what runs on it.
-  mutable std::mutex collectives_mutex;  // of the two pointers
-  std::unique_ptr<amxt::comm::Collectives> collectives;
+  mutable std::mutex collectives_mutex;  // of the pointers
+  std::shared_ptr<amxt::comm::Collectives> collectives;
+  std::unique_ptr<amxt::comm::Collectives>
+      device_collectives;  // counted and checked, around the next
+  amxt::comm::NcclCollectives* nccl = nullptr;
   std::unique_ptr<amxt::train::Engine> engine;
   int threads = 1;
   std::string threads_reason;
@@ -115,6 +119,8 @@ namespace amxt::capi {
 
 // amxt_group_barrier() of a group made by amxt_group_split().
 Status barrier_of_part(amxt_group* group, int64_t timeout_ns);
+// Of all ranks, before a group is finalized: the transport of device memory, where it was used.
+Status leave_devices(amxt_group* group, int64_t timeout_ns);
 
 }  // namespace amxt::capi
 

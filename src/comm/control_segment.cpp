@@ -47,6 +47,20 @@ const char* collective_name(Collective collective) {
   return "unknown collective";
 }
 
+const char* a_collective(Collective collective) {
+  switch (collective) {
+    case Collective::kBarrier:
+      return "a barrier";
+    case Collective::kExchange:
+      return "an exchange";
+    case Collective::kShare:
+      return "a share";
+    case Collective::kFinalize:
+      return "a finalize";
+  }
+  return "an unknown collective";
+}
+
 Error payload_error(size_t bytes) {
   return Error(Code::kLimit, fmt::format("exchange: a payload of {} bytes, the limit is {}", bytes,
                                          ControlSegment::kMaxPayload));

@@ -28,6 +28,8 @@ Result<std::unique_ptr<Library>> load(const std::string& name) {
     if (!library->file.load(symbol, function) && missing == nullptr) missing = symbol;
   };
   required("cuInit", &table.Init);
+  required("cuDeviceGet", &table.DeviceGet);
+  required("cuDevicePrimaryCtxRetain", &table.DevicePrimaryCtxRetain);
   required("cuStreamGetCtx", &table.StreamGetCtx);
   required("cuCtxPushCurrent_v2", &table.CtxPushCurrent);
   required("cuCtxPopCurrent_v2", &table.CtxPopCurrent);
@@ -50,6 +52,22 @@ std::string Cuda::text(int result) const {
   const char* words = nullptr;
   if (GetErrorString(result, &words) != kSuccess || words == nullptr) words = "unknown result";
   return fmt::format("{} ({})", words, result);
+}
+
+Result<CudaContext> Cuda::context_of(CudaStream stream, int device) const {
+  CudaContext context = nullptr;
+  if (stream != nullptr) {
+    const int result = StreamGetCtx(stream, &context);
+    if (result == kSuccess) return context;
+    return Error(Code::kInvalidArgument,
+                 fmt::format("the stream has no CUDA context: {}", text(result)));
+  }
+  // Kept for good: it is the device's, which the process uses anyway.
+  int handle = 0;
+  int result = DeviceGet(&handle, device);
+  if (result == kSuccess) result = DevicePrimaryCtxRetain(&context, handle);
+  if (result == kSuccess) return context;
+  return Error(Code::kInvalidArgument, fmt::format("CUDA device {}: {}", device, text(result)));
 }
 
 Result<const Cuda*> open_cuda(const std::string& name) {

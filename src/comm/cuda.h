@@ -17,6 +17,8 @@ struct Cuda {
   std::string path;
 
   int (*Init)(unsigned flags);
+  int (*DeviceGet)(int* device, int ordinal);
+  int (*DevicePrimaryCtxRetain)(CudaContext*, int device);
   int (*StreamGetCtx)(CudaStream, CudaContext*);
   int (*CtxPushCurrent)(CudaContext);
   int (*CtxPopCurrent)(CudaContext*);
@@ -25,6 +27,9 @@ struct Cuda {
 
   static constexpr int kSuccess = 0, kNotReady = 600;
   std::string text(int result) const;  // "invalid device context (201)"
+
+  // That of a stream; of the default stream, which has none of its own, the one that the device's runtime uses.
+  Result<CudaContext> context_of(CudaStream stream, int device) const;
 };
 
 // As open_nccl(): kNotFound, kUnsupported.

@@ -25,6 +25,7 @@ Result<Identity> own_identity(const LaunchInfo& launch, const GroupOptions& opti
   self.local_world_size = launch.local_world_size;
   self.pid = getpid();
   self.threads = options.threads;
+  self.allows_unauthenticated_data = options.allow_unauthenticated_data ? 1 : 0;
   if (getrandom(&self.nonce, sizeof self.nonce, 0) != sizeof self.nonce) {
     return system_error("getrandom", errno);
   }
@@ -78,6 +79,11 @@ Status compare(const Identity& self, const Identity& peer) {
     return Error(Code::kMismatch,
                  fmt::format("{} is outside a world of {} ranks", rank_text(peer), self.world_size))
         .with_rank(peer.rank);
+  }
+  if (peer.allows_unauthenticated_data != self.allows_unauthenticated_data) {
+    return difference(self, peer, "allow_unauthenticated_data",
+                      std::to_string(self.allows_unauthenticated_data),
+                      std::to_string(peer.allows_unauthenticated_data));
   }
   const std::pair<const char*, std::string> words[] = {
       {"amxtrain", get_word(self.build)}, {"configuration", get_word(self.configuration)}};

@@ -20,6 +20,7 @@ struct Identity {
   int32_t rank = -1, world_size = 0, local_rank = -1, local_world_size = 0;
   int32_t pid = 0;
   int32_t threads = 0;
+  int32_t allows_unauthenticated_data = 0, reserved = 0;
   Nonce nonce;
   uint64_t cpus[16] = {};        // affinity mask, CPU 0 is bit 0 of word 0
   char build[64] = {};           // version and commit of the library

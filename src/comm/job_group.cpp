@@ -72,6 +72,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         log_(log),
         nodes_(std::move(gathering.nodes)),
         oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
+        allows_unauthenticated_data_(options.allow_unauthenticated_data),
         segment_(std::move(segment)),
         channel_(launch.rank, std::move(gathering.members), options.peer_timeout_ns, log, this) {
     if (rank() == 0 && node_count() > 1) {
@@ -92,6 +93,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (node_count() == 1) {
       return Error(Code::kInvalidState, "a group of one node needs no wire");
     }
+    if (!launch_.secret_file.empty()) AMXT_TRY(allow_unauthenticated_wire());
     return make_gloo_wire(*this, log_, deadline);
   }
 
@@ -186,6 +188,21 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   uint64_t last_word() override { return meeting_ ? meeting_->close() : 0; }
 
  private:
+  // All ranks have the same option, by their handshakes.
+  Status allow_unauthenticated_wire() {
+    if (!allows_unauthenticated_data_) {
+      return Error(Code::kUnsupported,
+                   "gloo cannot authenticate the connections that carry data, and a secret is set "
+                   "(AMXTRAIN_SECRET_FILE): --allow-unauthenticated-data lets it carry them all "
+                   "the same");
+    }
+    if (log_ != nullptr && !has_warned_ && rank() == 0) {
+      log_->warning("data between nodes goes over gloo, which cannot authenticate it");
+    }
+    has_warned_ = true;
+    return {};
+  }
+
   std::string name(int rank) const { return rank_text(channel_.identity(rank)); }
 
   Status usable() const {
@@ -338,9 +355,9 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
     }
     return channel_.fail_with(
-        Error(Code::kCommTimeout, fmt::format("{} did not answer about a {} within the deadline of "
+        Error(Code::kCommTimeout, fmt::format("{} did not answer about {} within the deadline of "
                                               "{}",
-                                              name(0), collective_name(collective), name(rank())))
+                                              name(0), a_collective(collective), name(rank())))
             .with_rank(0));
   }
 
@@ -458,8 +475,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       }
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
-    return channel_.fail_with(Error(Code::kCommAborted, fmt::format("another rank broke off a {}",
-                                                                    collective_name(collective))));
+    return channel_.fail_with(Error(
+        Code::kCommAborted, fmt::format("another rank broke off {}", a_collective(collective))));
   }
 
   void spin(uint64_t number) const {
@@ -485,8 +502,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (missing.empty()) who = "the last rank";  // just now, too late
     const int first = missing.empty() ? -1 : missing.front();
     return channel_.fail_with(
-        Error(Code::kCommTimeout, fmt::format("{} did not arrive at a {} within the deadline of {}",
-                                              who, collective_name(collective), name(rank())))
+        Error(Code::kCommTimeout, fmt::format("{} did not arrive at {} within the deadline of {}",
+                                              who, a_collective(collective), name(rank())))
             .with_rank(first));
   }
 
@@ -597,6 +614,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   Log* const log_;
   const Nodes nodes_;
   const bool oversubscribed_;
+  const bool allows_unauthenticated_data_;
+  bool has_warned_ = false;
   bool finalized_ = false;
   bool cancelled_ = false;
   uint64_t shares_ = 0;

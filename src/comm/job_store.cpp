@@ -56,8 +56,19 @@ Result<std::vector<Address>> to_listen_at(const LaunchInfo& launch, std::vector<
 
 }  // namespace
 
+Status check_reached_by_others(const LaunchInfo& launch, const Address& address) {
+  const bool is_wrong =
+      launch.spans_nodes() && is_loopback(address) && !is_meant(launch.master_address);
+  if (!is_wrong) return {};
+  return Error(Code::kInvalidArgument,
+               fmt::format("MASTER_ADDR {} is {} on this node, a loopback address that other nodes "
+                           "do not reach: set AMXTRAIN_SOCKET_IFNAME to the interface between the "
+                           "nodes, or MASTER_ADDR to rank 0's address there",
+                           quote(launch.master_address), address.ip()));
+}
+
 Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadline deadline) {
-  const bool is_here = !launch.spans_nodes() && !launch.local_size_is_guess;
+  const bool is_here = !launch.may_span_nodes();
   const bool by_name = !is_meant(launch.master_address);
   const auto loopback = [&] { return resolve("127.0.0.1", launch.master_port); };
   if (!launch.agent_store && is_here && by_name) return loopback();
@@ -65,14 +76,8 @@ Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadl
   if (!masters || launch.agent_store) return masters;
   if (is_here) return is_loopback(masters->front()) ? std::move(masters) : loopback();
   const Address first = masters->front();
-  if (launch.spans_nodes() && by_name && is_loopback(first)) {
-    if (launch.interface.empty()) {
-      return Error(Code::kInvalidArgument,
-                   fmt::format("MASTER_ADDR {} is {} on this node, a loopback address that other "
-                               "nodes do not reach: set AMXTRAIN_SOCKET_IFNAME to the interface "
-                               "between the nodes, or MASTER_ADDR to rank 0's address there",
-                               quote(launch.master_address), first.ip()));
-    }
+  if (auto reached = check_reached_by_others(launch, first); !reached) {
+    if (launch.interface.empty()) return std::move(reached).error();
     // Rank 0 or another one of its node: nobody else has a name of that node that leads to itself.
     AMXT_ASSIGN(const Address own, own_address(launch.interface, first));
     return std::vector<Address>{own.at_port(launch.master_port)};

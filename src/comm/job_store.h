@@ -18,6 +18,9 @@
 
 namespace amxt::comm {
 
+// kInvalidArgument when ranks are on other nodes and MASTER_ADDR is a name that leads to `address`, a loopback address.
+Status check_reached_by_others(const LaunchInfo& launch, const Address& address);
+
 // Where rank 0 listens and connects to, and where the others connect to. kNotFound when MASTER_ADDR is not resolved.
 Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadline deadline);
 

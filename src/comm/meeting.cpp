@@ -120,9 +120,8 @@ std::optional<Error> Meeting::give_up(int rank, uint64_t number, Collective coll
   std::string who;
   for (const int other : late) who += (who.empty() ? "" : ", ") + name_(other);
   if (who.empty()) who = "the last rank";  // it is on its way
-  return Error(Code::kCommTimeout,
-               fmt::format("{} did not arrive at a {} within the deadline of {}", who,
-                           collective_name(collective), name_(rank)))
+  return Error(Code::kCommTimeout, fmt::format("{} did not arrive at {} within the deadline of {}",
+                                               who, a_collective(collective), name_(rank)))
       .with_rank(late.empty() ? -1 : late.front());
 }
 

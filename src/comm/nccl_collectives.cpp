@@ -139,10 +139,7 @@ NcclCollectives::~NcclCollectives() { abort(); }
 Status NcclCollectives::open() {
   AMXT_ASSIGN(nccl_, open_nccl(nccl_name_));
   AMXT_ASSIGN(cuda_, open_cuda(cuda_name_));
-  if (const int result = cuda_->StreamGetCtx(stream_, &context_); result != Cuda::kSuccess) {
-    return Error(Code::kInvalidArgument,
-                 fmt::format("the stream has no CUDA context: {}", cuda_->text(result)));
-  }
+  AMXT_ASSIGN(context_, cuda_->context_of(stream_, device_));
   return {};
 }
 
@@ -627,6 +624,7 @@ Result<std::unique_ptr<Collectives>> NcclCollectives::split(int color, int key,
   if (host == nullptr) return std::unique_ptr<Collectives>();
   Options options;
   options.stream = stream_;
+  options.device = device_;
   options.attempt = attempt;
   options.nccl = nccl_name_;
   options.cuda = cuda_name_;

@@ -32,13 +32,14 @@ class NcclCollectives final : public Collectives {
  public:
   struct Options {
     CudaStream stream = nullptr;
+    int device = 0;  // of the default stream; another one knows its own
     // Of communicators made over this one of the host's: the same on all ranks, another for each.
     uint32_t attempt = 0;
     std::string nccl = nccl_library_name();
     std::string cuda = cuda_library_name();
   };
 
-  // Collective over `host`. The current device of each rank is that of its stream. A rank that fails is named on all of them: kNotFound
+  // Collective over `host`. A rank that fails is named on all of them: kNotFound
   // without a library, kUnsupported for one that is too old or lacks a function, kMismatch for different versions of NCCL.
   static Result<std::unique_ptr<NcclCollectives>> create(Group& group,
                                                          std::shared_ptr<Collectives> host,
@@ -48,6 +49,9 @@ class NcclCollectives final : public Collectives {
 
   // The stream of the calls that follow; of the same device.
   void use(CudaStream stream) { stream_ = stream; }
+  int device() const { return device_; }
+  // False after an error or finalize().
+  bool is_alive() const { return !dead_; }
   // Waits until the stream has done all that was enqueued on it.
   Status synchronize(const Limits& limits);
   // Collective: waits for the stream, and takes leave of the other ranks. Without it the communicator is aborted when it is destroyed.
@@ -84,6 +88,7 @@ class NcclCollectives final : public Collectives {
       : group_(group),
         host_(std::move(host)),
         stream_(options.stream),
+        device_(options.device),
         attempt_(options.attempt),
         nccl_name_(options.nccl),
         cuda_name_(options.cuda) {}
@@ -114,6 +119,7 @@ class NcclCollectives final : public Collectives {
   Group& group_;
   const std::shared_ptr<Collectives> host_;
   CudaStream stream_;
+  const int device_;
   const uint32_t attempt_;
   uint32_t splits_ = 0;
   const std::string nccl_name_, cuda_name_;

@@ -146,6 +146,7 @@ class Gatherer {
   Status listen_to_other_machines() {
     AMXT_ASSIGN(const std::vector<Address> masters, job_store_addresses(launch_, deadline_));
     AMXT_ASSIGN(const Address address, own_address(launch_.interface, masters.front()));
+    if (launch_.interface.empty()) AMXT_TRY(check_reached_by_others(launch_, address));
     AMXT_ASSIGN(tcp_listener_, listen_tcp(address, &tcp_address_));
     set_word(self_.identity.address, tcp_address_.ip());
     return {};
@@ -642,6 +643,10 @@ class Gatherer {
   }
 
   void count_dropped() {
+    if (server_ && server_->dropped() > 0 && log_ != nullptr) {
+      log_->warning(fmt::format("rank 0: {} of strangers dropped at the store",
+                                counted(server_->dropped(), "connection")));
+    }
     for (const Handshake& handshake : handshakes_) dropped_ += handshake.entry() ? 0 : 1;
     if (dropped_ == 0 || log_ == nullptr) return;
     log_->warning(fmt::format("rank {}: {} of strangers dropped{}", own().rank,

@@ -244,9 +244,10 @@ Error ShmArea::fail(Error error) {
   Head& shared = head();
   uint32_t none = 0;
   if (shared.broken.compare_exchange_strong(none, 1)) {
-    // A rank that gives up is an abort to the others; what all would find alike keeps its code.
-    const bool alike = error.code() == Code::kCommProtocol;
-    shared.code = static_cast<int32_t>(alike ? Code::kCommProtocol : Code::kCommAborted);
+    // A rank that gives up is an abort to the others; what they would find alike, or what ended the group, stays as it is.
+    const bool alike = error.code() == Code::kCommProtocol || error.code() == Code::kCommPeerLost ||
+                       error.code() == Code::kCommAborted;
+    shared.code = static_cast<int32_t>(alike ? error.code() : Code::kCommAborted);
     shared.rank = alike ? error.rank() : ranks_[static_cast<size_t>(member_)];
     const std::string reason =
         alike ? error.message() : fmt::format("{} gave up: {}", name(member_), error.message());

@@ -1,4 +1,5 @@
 /* Section 6 of the header: collectives, between ranks that are threads here. */
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include "fixture.h"
@@ -271,6 +272,94 @@ static void cancel_one(amxt_group* group, int rank) {
   DONE(amxt_group_barrier(group, kWait, &err));
 }
 
+/* The stub of NCCL and CUDA, whose GPUs are this memory. */
+#define STUB AMXT_TEST_STUBS_DIR "/libnccl.so.2"
+
+static void load(void* library, const char* name, void* function) {
+  void* const symbol = dlsym(library, name);
+  EXPECT(symbol != NULL);
+  memcpy(function, &symbol, sizeof(symbol));
+}
+
+static void call_device(amxt_group* group, int rank) {
+  void* library = dlopen(STUB, RTLD_NOW);
+  int (*cuInit)(unsigned) = NULL;
+  int (*cuDeviceGet)(int*, int) = NULL;
+  int (*cuDevicePrimaryCtxRetain)(void**, int) = NULL;
+  int (*cuCtxPushCurrent_v2)(void*) = NULL;
+  int (*cuStreamCreate)(void**, unsigned) = NULL;
+  int (*cuStreamQuery)(void*) = NULL;
+  float data[6];
+  int i, device = 0;
+  char* json = NULL;
+  void *context = NULL, *stream = NULL;
+  amxt_tensor tensor = floats(data, 6);
+  EXPECT(library != NULL);
+  if (library == NULL) return;
+  load(library, "cuInit", &cuInit);
+  load(library, "cuDeviceGet", &cuDeviceGet);
+  load(library, "cuDevicePrimaryCtxRetain", &cuDevicePrimaryCtxRetain);
+  load(library, "cuCtxPushCurrent_v2", &cuCtxPushCurrent_v2);
+  load(library, "cuStreamCreate", &cuStreamCreate);
+  load(library, "cuStreamQuery", &cuStreamQuery);
+  EXPECT(cuInit(0) == 0);
+  EXPECT(cuDeviceGet(&device, 0) == 0);
+  EXPECT(cuDevicePrimaryCtxRetain(&context, device) == 0);
+  EXPECT(cuCtxPushCurrent_v2(context) == 0);
+  EXPECT(cuStreamCreate(&stream, 1) == 0);
+  tensor.memory = AMXT_MEMORY_CUDA;
+  tensor.stream = stream;
+  for (i = 0; i < 6; ++i) data[i] = (float)((rank + 1) * (i + 1));
+  DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+  DONE(amxt_group_broadcast(group, &tensor, 1, kWait, &err));
+  for (i = 0; i < 10000 && cuStreamQuery(stream) != 0; ++i) usleep(1000); /* until it is done */
+  EXPECT(cuStreamQuery(stream) == 0);
+  for (i = 0; i < 6; ++i) EXPECT(data[i] == (float)(3 * (i + 1)));
+  tensor = floats(data, 6); /* and of the host, in between */
+  DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+  EXPECT(data[0] == 6.f);
+  for (i = 0; i < 6; ++i) data[i] = (float)rank;
+  tensor.memory = AMXT_MEMORY_CUDA; /* on the default stream, with a wait of the library's */
+  DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_MAX, kWait, &err));
+  DONE(amxt_group_synchronize(group, kWait, &err));
+  for (i = 0; i < 6; ++i) EXPECT(data[i] == 1.f);
+  tensor.device = 1;
+  REFUSED(AMXT_E_INVALID_ARGUMENT, "the memory is of device 1, and the group uses device 0",
+          amxt_group_broadcast(group, &tensor, 0, kWait, &err));
+  DONE(amxt_group_info(group, &json, &err));
+  EXPECT(json != NULL && strstr(json, "\"device_collectives\":{\"transport\":\"nccl\"") != NULL);
+  amxt_string_destroy(json);
+}
+
+/* The engine of the group has no context of CUDA of its own. */
+static void call_default_stream(amxt_group* group, int rank) {
+  float data[2] = {1.f, 2.f};
+  amxt_tensor tensor = floats(data, 2);
+  amxt_group* part = NULL;
+  DONE(amxt_group_synchronize(group, kWait, &err)); /* nothing was put anywhere */
+  tensor.memory = AMXT_MEMORY_CUDA;
+  tensor.device = 3;
+  DONE(amxt_group_split(group, 0, -rank, kWait, &part, &err));
+  DONE(amxt_group_allreduce(part, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+  DONE(amxt_group_synchronize(part, kWait, &err));
+  EXPECT(data[0] == 2.f && data[1] == 4.f);
+  DONE(amxt_group_finalize(part, kWait, &err));
+  amxt_group_destroy(part);
+  tensor.device = 9;
+  REFUSED(AMXT_E_INVALID_ARGUMENT, "NCCL on rank 0: CUDA device 9: invalid device ordinal",
+          amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+}
+
+static void device_memory_goes_by_nccl(void** state) {
+  (void)state;
+  setenv("AMXTRAIN_NCCL_LIBRARY", STUB, 1);
+  setenv("AMXTRAIN_CUDA_LIBRARY", STUB, 1);
+  on_ranks(2, 29647, call_device);
+  on_ranks(2, 29648, call_default_stream);
+  unsetenv("AMXTRAIN_NCCL_LIBRARY");
+  unsetenv("AMXTRAIN_CUDA_LIBRARY");
+}
+
 static void a_receive_can_be_cancelled(void** state) {
   (void)state;
   on_ranks(2, 29646, cancel_one);
@@ -322,7 +411,12 @@ static void bad_arguments_are_refused_by_name(void** state) {
         amxt_group_broadcast(f->group, &a, 0, kWait, &err));
   a.data = data;
   a.memory = AMXT_MEMORY_CUDA;
-  FAILS(AMXT_E_UNSUPPORTED, "device memory", amxt_group_broadcast(f->group, &a, 0, kWait, &err));
+  setenv("AMXTRAIN_NCCL_LIBRARY", "libno_nccl.so.2", 1);
+  FAILS(AMXT_E_NOT_FOUND, "libno_nccl.so.2", amxt_group_broadcast(f->group, &a, 0, kWait, &err));
+  unsetenv("AMXTRAIN_NCCL_LIBRARY");
+  b.dtype = AMXT_DTYPE_FLOAT32;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "in different memory",
+        amxt_group_allreduce(f->group, &a, &b, AMXT_REDUCE_SUM, kWait, &err));
   a.memory = 7;
   FAILS(AMXT_E_INVALID_ARGUMENT, "tensor.memory is 7",
         amxt_group_broadcast(f->group, &a, 0, kWait, &err));
@@ -358,6 +452,7 @@ int main(void) {
       cmocka_unit_test(groups_are_split),
       cmocka_unit_test(a_mismatch_is_named_on_all_ranks),
       cmocka_unit_test(a_deadline_ends_the_collectives_of_all_ranks),
+      cmocka_unit_test(device_memory_goes_by_nccl),
       cmocka_unit_test(a_receive_can_be_cancelled),
       cmocka_unit_test(bad_arguments_are_refused_by_name),
       cmocka_unit_test(a_part_trains_no_model),

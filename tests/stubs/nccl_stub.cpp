@@ -495,13 +495,14 @@ STUB int nccl_stub_contexts() { return static_cast<int>(contexts.size()); }
 
 STUB int cuInit(unsigned) { return kSuccess; }
 STUB int cuGetErrorString(int result, const char** text) {
-  *text = result == 201   ? "invalid device context"
+  *text = result == 101   ? "invalid device ordinal"
+          : result == 201 ? "invalid device context"
           : result == 719 ? "unspecified launch failure"
                           : "no error";
   return kSuccess;
 }
 STUB int cuStreamGetCtx(void* stream, void** context) {
-  if (stream == nullptr && fault("no_context", -1)) return 201;
+  if (stream == nullptr || fault("no_context", -1)) return 201;
   *context = &the_context;
   return kSuccess;
 }
@@ -546,6 +547,7 @@ STUB int cuDeviceGetCount(int* devices) {
   return kSuccess;
 }
 STUB int cuDeviceGet(int* device, int ordinal) {
+  if (ordinal < 0 || ordinal > 7) return 101;
   *device = ordinal;
   return kSuccess;
 }

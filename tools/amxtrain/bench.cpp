@@ -209,6 +209,7 @@ Run add_bench(CLI::App& app) {
     each->add_flag("--json", options->as_json, "Print JSON");
     add_common_options(*each, options->common);
   }
+  add_group_options(*step, options->common);
   step->add_option("--model", options->model,
                    "Model directory (default: random weights of a preset)");
   step->add_option("--preset", options->preset, "tiny, 60m (default), 300m, 1b or 8b");

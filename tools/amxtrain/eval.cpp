@@ -85,6 +85,7 @@ Run add_eval(CLI::App& app) {
   add_size_options(*eval, options->flags);
   eval->add_flag("--json", options->as_json, "Print JSON");
   add_common_options(*eval, options->common);
+  add_group_options(*eval, options->common);
   return [options] { return run_eval(*options); };
 }
 

@@ -7,25 +7,17 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "commands.h"
+#include "error_file.h"
 #include "session.h"
 
 namespace command {
 namespace {
-
-// `amxtrain launch` reads the reason of a rank's end there.
-void leave_reason(amxt_status status, const std::string& message) {
-  const char* path = std::getenv("AMXTRAIN_ERROR_FILE");
-  if (path == nullptr) return;
-  std::ofstream(path, std::ios::trunc) << status << '\n' << message << '\n';
-}
 
 int fail(const Failure& failure) {
   show_bar("");

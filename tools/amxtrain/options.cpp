@@ -123,6 +123,11 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
       ->transform(one_of({"error", "warning", "info", "debug", "off"}));
 }
 
+void add_group_options(CLI::App& app, CommonOptions& options) {
+  app.add_flag("--allow-unauthenticated-data", options.allow_unauthenticated_data,
+               "With AMXTRAIN_SECRET_FILE and several nodes: let data go over gloo all the same");
+}
+
 void add_data_options(CLI::App& app, DataOptions& options) {
   app.add_option("--data", options.paths, "Token files: .safetensors, .npy or .bin")->required();
   app.add_option("--mode", options.mode,

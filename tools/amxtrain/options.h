@@ -24,6 +24,8 @@ CLI::Validator one_of(std::vector<std::string> names);
 CLI::Validator size_in_bytes();
 
 void add_common_options(CLI::App& app, CommonOptions& options);
+// Of commands that join the group of a launcher.
+void add_group_options(CLI::App& app, CommonOptions& options);
 
 // Data files and how they are cut.
 struct DataOptions {

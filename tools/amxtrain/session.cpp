@@ -59,21 +59,23 @@ class Current {
 struct OptionOfField {
   std::string_view field, option;
 };
-constexpr OptionOfField kOptions[] = {{"sequence_length", "--seq-len"},
-                                      {"micro_batch", "--micro-batch"},
-                                      {"compute_dtype", "--compute-dtype"},
-                                      {"gradient_dtype", "--gradient-dtype"},
-                                      {"learning_rate", "--lr"},
-                                      {"warmup_steps", "--warmup-steps"},
-                                      {"weight_decay", "--weight-decay"},
-                                      {"log_steps", "--log-steps"},
-                                      {"save_steps", "--save-steps"},
-                                      {"eval_steps", "--eval-steps"},
-                                      {"total_steps", "--steps"},
-                                      {"loss_average", "--loss-average"},
-                                      {"bin_dtype", "--bin-dtype"},
-                                      {"memory_limit_bytes", "--memory-limit"},
-                                      {"node_memory_bytes", "--memory-limit"}};
+constexpr OptionOfField kOptions[] = {
+    {"sequence_length", "--seq-len"},
+    {"micro_batch", "--micro-batch"},
+    {"compute_dtype", "--compute-dtype"},
+    {"gradient_dtype", "--gradient-dtype"},
+    {"learning_rate", "--lr"},
+    {"warmup_steps", "--warmup-steps"},
+    {"weight_decay", "--weight-decay"},
+    {"log_steps", "--log-steps"},
+    {"save_steps", "--save-steps"},
+    {"eval_steps", "--eval-steps"},
+    {"total_steps", "--steps"},
+    {"loss_average", "--loss-average"},
+    {"bin_dtype", "--bin-dtype"},
+    {"allow_unauthenticated_data", "--allow-unauthenticated-data"},
+    {"memory_limit_bytes", "--memory-limit"},
+    {"node_memory_bytes", "--memory-limit"}};
 
 bool is_word(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
@@ -126,7 +128,7 @@ void take_signals() {
 
 int signal_taken() { return taken; }
 
-Session::Session(const CommonOptions& options) {
+Session::Session(const CommonOptions& options) : options_(options) {
   amxt_runtime_options runtime_options = AMXT_RUNTIME_OPTIONS_INIT;
   runtime_options.threads = options.threads.value_or(AMXT_UNSET_I32);
   if (options.log_level) runtime_options.log_level = level_from_name(*options.log_level);
@@ -150,9 +152,11 @@ Session::~Session() {
 Group join_group(const Session& session) {
   // Waiting for the other ranks, which may take minutes: there is nothing to lose yet.
   const Current nothing(nullptr);
+  amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
+  options.allow_unauthenticated_data = session.options().allow_unauthenticated_data ? 1 : 0;
   try {
     return make<Group>([&](amxt_group** out, amxt_error* error) {
-      return amxt_group_create_from_env(session.runtime(), nullptr, out, error);
+      return amxt_group_create_from_env(session.runtime(), &options, out, error);
     });
   } catch (const Failure& failure) {
     throw failure.not_of_usage();  // the environment is the launcher's

@@ -105,6 +105,7 @@ Json json(F&& f) {
 struct CommonOptions {
   std::optional<int32_t> threads;
   std::optional<std::string> log_level;
+  bool allow_unauthenticated_data = false;  // of those that join a group
 };
 
 class Session {
@@ -115,8 +116,10 @@ class Session {
   Session& operator=(const Session&) = delete;
 
   amxt_runtime* runtime() const { return runtime_.get(); }
+  const CommonOptions& options() const { return options_; }
 
  private:
+  const CommonOptions options_;
   Runtime runtime_;
 };
 

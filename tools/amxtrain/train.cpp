@@ -318,6 +318,7 @@ Run add_train(CLI::App& app) {
   train->add_flag("--dry-run", options->dry_run,
                   "Check everything and plan, but load and train nothing");
   add_common_options(*train, options->common);
+  add_group_options(*train, options->common);
   return [options] { return run_train(*options); };
 }
 

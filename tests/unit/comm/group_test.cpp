@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <latch>
 #include <mutex>
@@ -17,6 +20,11 @@
 #include <vector>
 
 #include "base/file.h"
+#include "comm/control_message.h"
+#include "comm/rendezvous_entry.h"
+#include "comm/tcp_store_client.h"
+#include "comm/tcp_store_server.h"
+#include "comm/wire.h"
 #include "unit/comm/rank_threads.h"
 
 namespace amxt::comm::test {
@@ -426,6 +434,7 @@ TEST(Group, ARankThatLeavesWithoutFinalizingIsNamed) {
     ranks.emplace_back([&, rank] {
       auto group = Group::create(local_launch(rank, 3, address), {}, nullptr, soon());
       ASSERT_TRUE(group) << group.error().message();
+      ASSERT_TRUE((*group)->barrier(soon()));  // all are there before one leaves
       if (rank == 1) return;
       const auto status = (*group)->barrier(soon());
       ASSERT_FALSE(status);
@@ -458,6 +467,92 @@ Holdings holdings() {
   const auto maps = read_text_file("/proc/self/maps", 8 << 20);
   return {count("/proc/self/fd"), count("/proc/self/task"),
           static_cast<size_t>(std::count(maps->begin(), maps->end(), '\n'))};
+}
+
+TEST(Group, WithASecretDataOfSeveralNodesGoesOverGlooOnlyWhereThatIsAllowed) {
+  const std::string file = fmt::format("{}/secret-of-group-{}", testing::TempDir(), getpid());
+  std::ofstream(file) << "a secret of enough bytes";
+  ASSERT_EQ(chmod(file.c_str(), 0600), 0);
+  RankOptions options;
+  options.nodes = {0, 1};
+  options.secret_file = file;
+  RankThreads(
+      2,
+      [](Group& group) {
+        const auto wire = group.make_wire(soon());
+        ASSERT_FALSE(wire);
+        EXPECT_EQ(wire.error().code(), Code::kUnsupported);
+        EXPECT_THAT(wire.error().message(),
+                    AllOf(HasSubstr("AMXTRAIN_SECRET_FILE"), HasSubstr("gloo"),
+                          HasSubstr("--allow-unauthenticated-data")));
+      },
+      options);
+  options.allow_unauthenticated_data = true;
+  RankThreads(
+      2,
+      [](Group& group) {
+        const auto wire = group.make_wire(soon());
+        EXPECT_TRUE(wire) << wire.error().message();
+      },
+      options);
+  unlink(file.c_str());
+}
+
+// What an agent's store may hold from attempts before this one, and from anybody.
+TEST(Group, StaleEntriesInAStoreThatOutlivedAnAttemptAreNeverUsed) {
+  const std::string address = own_loopback();
+  const auto agent = TcpStoreServer::start(address, 29500);
+  ASSERT_TRUE(agent) << agent.error().message();
+  const auto store = TcpStoreClient::connect(address, 29500, soon());
+  ASSERT_TRUE(store) << store.error().message();
+  const auto leave = [&](const std::string& text) {
+    const auto number = (*store)->add("/amxtrain/job/entries", 1, soon());
+    ASSERT_TRUE((*store)->set(fmt::format("/amxtrain/job/entry/{}", *number), text, soon()));
+  };
+  const auto attempt = [&](int world) {
+    std::vector<std::thread> ranks;
+    for (int rank = 0; rank < world; ++rank) {
+      ranks.emplace_back([&, rank] {
+        LaunchInfo launch = local_launch(rank, world, address);
+        launch.agent_store = true;
+        launch.run_id = "job";
+        auto group = Group::create(launch, {}, nullptr, soon());
+        ASSERT_TRUE(group) << group.error().message();
+        EXPECT_EQ((*group)->node_count(), 1);
+        const auto all = (*group)->exchange(std::to_string(rank), soon());
+        ASSERT_TRUE(all) << all.error().message();
+        for (int other = 0; other < world; ++other) {
+          EXPECT_EQ((*all)[static_cast<size_t>(other)], std::to_string(other));
+        }
+        EXPECT_TRUE((*group)->finalize(soon()));
+      });
+    }
+    for (std::thread& rank : ranks) rank.join();
+  };
+  // Attempts of the same world and of another one leave theirs; then another machine's, a note, and what is nothing.
+  attempt(3);
+  attempt(2);
+  for (int rank = 0; rank < 3; ++rank) {
+    Entry entry;
+    entry.rank = rank;
+    entry.world_size = 3;
+    entry.pid = 1;
+    entry.protocol = kProtocolVersion;
+    entry.nonce = {{1, static_cast<uint64_t>(rank)}};
+    entry.machine = "another-machine";
+    entry.host = "somewhere";
+    entry.build = "0.0.0-old";
+    entry.address = address + ":1";  // nobody listens there
+    leave(entry_text(entry));
+  }
+  leave(note_text(Error(Code::kMismatch, "an earlier attempt gave up").with_rank(1)));
+  leave("amxtrain protocol=1 rank=0 world=3 nonce=short");
+  leave(std::string(100000, 'x'));
+  leave("");
+  // A number that was given out to somebody who died before writing.
+  ASSERT_TRUE((*store)->add("/amxtrain/job/entries", 1, soon()));
+  attempt(3);
+  EXPECT_EQ(*(*store)->add("/amxtrain/job/entries", 0, soon()), 3 + 2 + 3 + 4 + 1 + 3);
 }
 
 TEST(Group, TwoHundredGroupsLeaveNothingBehind) {

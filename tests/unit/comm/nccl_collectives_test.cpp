@@ -136,7 +136,16 @@ TEST_F(NcclCollectivesTest, AStreamWithoutContextIsRefused) {
   expect_no_start(2, Code::kInvalidArgument,
                   "NCCL on rank 1: the stream has no CUDA context: invalid device context (201)",
                   [](int rank, NcclCollectives::Options* options) {
-                    if (rank == 1) options->stream = nullptr;
+                    if (rank == 0) options->stream = nullptr;
+                  });
+}
+
+TEST_F(NcclCollectivesTest, ADeviceThatIsNotThereIsRefused) {
+  expect_no_start(2, Code::kInvalidArgument,
+                  "NCCL on rank 1: CUDA device 9: invalid device ordinal (101)",
+                  [](int rank, NcclCollectives::Options* options) {
+                    options->stream = nullptr;
+                    if (rank == 1) options->device = 9;
                   });
 }
 

@@ -43,6 +43,8 @@ struct RankOptions {
   // Node of each rank, as AMXTRAIN_NODE_ID would say; none: all on one.
   std::vector<int> nodes = {};
   int64_t peer_timeout_ns = 10 * kSecond;
+  std::string secret_file = {};
+  bool allow_unauthenticated_data = false;
 };
 
 // The launch of a rank on one of several nodes of this machine.
@@ -67,9 +69,11 @@ inline void RankThreads(int world, const std::function<void(Group&)>& body,
       GroupOptions options;
       options.threads = rank_options.threads;
       options.peer_timeout_ns = rank_options.peer_timeout_ns;
-      const LaunchInfo launch = rank_options.nodes.empty()
-                                    ? local_launch(rank, world, address)
-                                    : launch_on_nodes(rank, rank_options.nodes, address);
+      options.allow_unauthenticated_data = rank_options.allow_unauthenticated_data;
+      LaunchInfo launch = rank_options.nodes.empty()
+                              ? local_launch(rank, world, address)
+                              : launch_on_nodes(rank, rank_options.nodes, address);
+      launch.secret_file = rank_options.secret_file;
       auto group = Group::create(launch, options, nullptr, Deadline::after(20 * kSecond));
       ASSERT_TRUE(group) << "rank " << rank << ": " << group.error().message();
       body(**group);
