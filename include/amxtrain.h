@@ -498,7 +498,7 @@ typedef struct amxt_group_options {
   int32_t port;                 /* of the rendezvous, 1 to 65535 */
   const char* address;          /* of the rendezvous: host name or IP address; NULL: unset */
   int64_t connect_timeout_ns;   /* for all ranks to be there; unset: 300 s */
-  int64_t heartbeat_timeout_ns; /* after which a silent rank counts as lost; unset: 30 s */
+  int64_t heartbeat_timeout_ns; /* after which a silent rank of another node is lost; unset: 10 s */
   /* 1: with AMXTRAIN_SECRET_FILE and several nodes, data may go over a transport that cannot
    * authenticate (gloo), with a warning; unset: 0, that is refused. The same on all ranks. */
   int32_t allow_unauthenticated_data;
@@ -657,9 +657,10 @@ AMXT_API int32_t amxt_group_local_size(const amxt_group* group);
 AMXT_API int32_t amxt_group_node_count(const amxt_group* group);
 
 /**
- * Describes the group as a JSON object: "rank", "world_size", "local_rank", "local_size", "nodes",
- * "source" (where the ranks came from: options, torchrun, none), "address", "port", "transport",
- * "threads", "cpus", "collectives" and "device_collectives" (null, or the transport and calls, bytes
+ * Describes the group as a JSON object: "rank", "world_size", "local_rank", "local_size", "nodes"
+ * (how many), "node" (this rank's), "ranks" (an array by rank: "node", "local_rank", "host",
+ * "address", null on one node), "source" (where the ranks came from: options, torchrun, none),
+ * "address", "port", "transport", "threads", "cpus", "collectives" and "device_collectives" (null, or the transport and calls, bytes
  * and seconds of each kind of call).
  *
  * @param[in] group the group.

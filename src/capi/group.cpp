@@ -82,6 +82,18 @@ Json collectives_done(const comm::Collectives* collectives) {
   return {{"transport", collectives->transport()}, {"calls", calls}};
 }
 
+// Where each rank is; addresses only where there are several nodes.
+Json places(const comm::Nodes& nodes) {
+  Json ranks = Json::array();
+  for (const comm::Nodes::Rank& rank : nodes.ranks) {
+    ranks.push_back({{"node", rank.node},
+                     {"local_rank", rank.local_rank},
+                     {"host", rank.host},
+                     {"address", rank.address.empty() ? Json() : Json(rank.address)}});
+  }
+  return ranks;
+}
+
 Status info(const amxt_group* group, char** json) {
   AMXT_TRY(usable(group, "group"));
   AMXT_TRY(require(json, "json"));
@@ -90,13 +102,16 @@ Status info(const amxt_group* group, char** json) {
   Json object;
   object["rank"] = group->rank;
   object["world_size"] = group->size;
-  object["local_rank"] = launch.local_rank;
-  object["local_size"] = launch.local_world_size;
-  object["nodes"] = amxt_group_node_count(group);
+  object["local_rank"] = group->group->local_rank();
+  object["local_size"] = group->group->local_size();
+  object["nodes"] = group->group->node_count();
+  object["node"] = group->group->node();
+  object["ranks"] = places(group->group->nodes());
   object["source"] = launch.source;
   object["address"] = alone ? Json() : Json(launch.master_address);
   object["port"] = alone ? Json() : Json(launch.master_port);
-  object["transport"] = alone ? "none" : "shared memory";
+  const bool several = group->group->node_count() > 1;
+  object["transport"] = alone ? "none" : several ? "shared memory and TCP" : "shared memory";
   object["threads"] = group->threads;
   object["threads_reason"] = group->threads_reason;
   object["cpus"] = cpu_limits().affinity;
@@ -197,7 +212,7 @@ int32_t amxt_group_local_size(const amxt_group* group) {
 
 int32_t amxt_group_node_count(const amxt_group* group) {
   if (group == nullptr) return -1;
-  return (group->group->size() + group->group->local_size() - 1) / group->group->local_size();
+  return group->group->node_count();
 }
 
 amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_error* err) {

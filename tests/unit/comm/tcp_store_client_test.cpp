@@ -353,6 +353,25 @@ TEST(TcpStoreClient, AnotherProtocol) {
               AllOf(HasSubstr("not a c10d TCPStore"), HasSubstr("'HTTP'")));
 }
 
+// Whoever sits at rank 0's address can ask for a proof; only who knows the secret can give one back.
+TEST(TcpStoreClient, AStoreThatAsksForTheSecretAndDoesNotProveItIsRefused) {
+  ScriptedStore store([](int fd) {
+    EXPECT_EQ(read_once(fd, 5), kHello);
+    const std::string request = read_exactly(fd, 33);
+    EXPECT_EQ(request[0], '\xa5');
+    answer(fd, std::string(32, 's'));
+    const std::string proof = read_exactly(fd, 32);
+    answer(fd, proof);  // the client's own words sent back
+  });
+  TcpStoreClient::Options options;
+  options.secret = Secret("a secret of enough bytes");
+  const auto client = TcpStoreClient::connect(store.host(), store.port(), soon(), options);
+  ASSERT_FALSE(client);
+  EXPECT_EQ(client.error().code(), Code::kMismatch);
+  EXPECT_THAT(client.error().message(),
+              AllOf(HasSubstr(store.host()), HasSubstr("AMXTRAIN_SECRET_FILE")));
+}
+
 TEST(TcpStoreClient, ClosesEveryConnection) {
   ScriptedStore store([](int fd) { read_exactly(fd, 10); }, 1000);
   const auto client =
