@@ -120,6 +120,8 @@ Status check_group(const amxt_group* group) {
   return {};
 }
 
+constexpr int64_t kConnectNs = AMXT_SECONDS(300);  // for the ranks to connect, at most
+
 Result<train::Engine*> engine_of(amxt_group* group) {
   const std::lock_guard lock(group->collectives_mutex);
   if (group->engine == nullptr) {
@@ -145,7 +147,7 @@ Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) 
 // The same for device memory: NCCL, over the collectives of the host.
 Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& what,
                                                  const Limits& limits) {
-  AMXT_TRY(collectives_of(group, limits.deadline));
+  AMXT_TRY(collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
   if (group->nccl == nullptr) {
     comm::NcclCollectives::Options options;
     options.stream = what.stream;
@@ -170,7 +172,8 @@ Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
     AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
   }
-  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits.deadline));
+  AMXT_ASSIGN(comm::Collectives * all,
+              collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
   return what.work(*all, limits);
 }
 
@@ -186,6 +189,13 @@ Status run(amxt_group* group, const Job& what, Deadline deadline) {
       ->wait(Deadline::never());
 }
 
+// A call that was cancelled before its turn never ran here, and the others wait for it: they are told as after any cancel.
+Status abandon(amxt_group* group) {
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, Deadline::after(kConnectNs)));
+  const std::atomic<bool> cancel{true};
+  return all->barrier({Deadline::never(), &cancel});
+}
+
 // A call, checked: at once by a deadline, or as an operation.
 Status start(amxt_group* group, Result<Job> what, int64_t timeout_ns, amxt_op** op, bool async) {
   if (!what) return std::move(what).error();
@@ -194,10 +204,16 @@ Status start(amxt_group* group, Result<Job> what, int64_t timeout_ns, amxt_op** 
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   auto made = std::make_unique<amxt_op>();
   made->engine_thread = engine->thread_id();
+  const auto ran = std::make_shared<bool>(false);  // touched on the engine alone
   made->operation =
-      engine->submit([group, body = *std::move(what)](const std::atomic<bool>& cancel) {
+      engine->submit([group, ran, body = *std::move(what)](const std::atomic<bool>& cancel) {
+        *ran = true;
         return run_job(group, body, {Deadline::never(), &cancel});
       });
+  engine->submit([group, ran](const std::atomic<bool>&) -> Status {
+    if (*ran) return {};
+    return abandon(group);
+  });
   *op = made.release();
   return {};
 }

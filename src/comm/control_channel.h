@@ -1,9 +1,9 @@
 // ControlChannel: the links to all other ranks of the job and the thread that listens to them.
 //
 // Thread-safe. Invariants: the first fatal error wins and is told to all peers at once, as it is, so that every rank reports the same root
-// cause; a peer's end of file, the end of its process or, from another node, its silence is one, unless it has said that it leaves. Links to
-// other nodes carry a heartbeat both ways. Sending never blocks. Destroyed without leave() and without an error, it tells the peers that this rank
-// left; what is queued goes out before.
+// cause; a peer's end of file, the end of its process or, from another node, its silence is one, unless it has said that it leaves. Links
+// to other nodes carry a heartbeat both ways. Sending never blocks. Destroyed without leave() and without an error, it tells the peers
+// that this rank left; what is queued goes out before.
 #pragma once
 
 #include <atomic>

@@ -1,9 +1,9 @@
 // ControlSegment: the shared memory by which the ranks of a node meet: who has arrived, and a payload of each rank of the job.
 //
-// Invariants: every rank of the node passes the same collectives in the same order, numbered from 1; nobody passes number n before all have
-// arrived at it. Whether collective n is passed is decided once for all, by one word: on a job of one node opened by the last to arrive or
-// broken off by anyone who can't wait any more; on several nodes opened by the node's leader when rank 0 says so. A broken word stays. No lock lies in shared memory, so that a rank may die anywhere. A payload of collective n stays
-// until all have arrived at n + 1.
+// Invariants: every rank of the node passes the same collectives in the same order, numbered from 1; nobody passes number n before all
+// have arrived at it. Whether collective n is passed is decided once for all, by one word: on a job of one node opened by the last to
+// arrive or broken off by anyone who can't wait any more; on several nodes opened by the node's leader when rank 0 says so. A broken word
+// stays. No lock lies in shared memory, so that a rank may die anywhere. A payload of collective n stays until all have arrived at n + 1.
 #pragma once
 
 #include <atomic>
@@ -23,7 +23,7 @@ namespace amxt::comm {
 enum class Collective : uint32_t { kBarrier = 1, kExchange, kShare, kFinalize };
 const char* collective_name(Collective collective);
 const char* a_collective(Collective collective);  // "a barrier", "an exchange"
-Error payload_error(size_t bytes);  // of an exchange beyond kMaxPayload
+Error payload_error(size_t bytes);                // of an exchange beyond kMaxPayload
 
 class ControlSegment {
  public:

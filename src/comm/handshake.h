@@ -1,9 +1,9 @@
 // Handshake: two processes on a new connection prove to each other that they are ranks of one attempt of one job.
 //
-// The one that connected says hello, naming the nonce of whom it wants; the other one welcomes it with its own nonce; the first one
-// ends with its proof. Over a unix socket both pass a descriptor along, whose content the other reads: that makes them ranks of one
-// machine. Over TCP both challenge each other where there is a secret (secret.h). Nothing that a peer says counts before: whoever does not know
-// the nonce is a stranger, to be dropped; who knows it and differs (compare()), or does not know the secret, is an error.
+// The one that connected says hello, naming the nonce of whom it wants; the other one welcomes it with its own nonce; the first one ends
+// with its proof. Over a unix socket both pass a descriptor along, whose content the other reads: that makes them ranks of one machine.
+// Over TCP both challenge each other where there is a secret (secret.h). Nothing that a peer says counts before: whoever does not know the
+// nonce is a stranger, to be dropped; who knows it and differs (compare()), or does not know the secret, is an error.
 #pragma once
 
 #include <memory>

@@ -257,8 +257,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     return number;
   }
 
-  // Rank 0 decides for all nodes. The last to arrive on a node tells it; it tells the leaders, who open. Who can't wait any more says so to rank
-  // 0 and goes by its word.
+  // Rank 0 decides for all nodes. The last to arrive on a node tells it; it tells the leaders, who open. Who can't wait any more says so
+  // to rank 0 and goes by its word.
   Result<uint64_t> meet_on_job(Collective collective, std::string_view payload, Deadline deadline,
                                const std::atomic<bool>* cancel) {
     const uint64_t in_job = meetings_.load(std::memory_order_relaxed) + 1;

@@ -110,8 +110,16 @@ Result<std::unique_ptr<TcpStoreClient>> connect_to_job_store(const LaunchInfo& l
         "only, and the connections between ranks prove the secret");
   }
   if (!launch.agent_store) options.secret = Secret(secret);
-  return TcpStoreClient::connect([&](Deadline until) { return job_store_addresses(launch, until); },
-                                 deadline, options);
+  bool told = log == nullptr;
+  const auto find_addresses = [&](Deadline until) {
+    auto addresses = job_store_addresses(launch, until);
+    // Names of pods and nodes come late; a wrong one would be minutes of silence.
+    if (!addresses && addresses.error().code() == Code::kNotFound && !std::exchange(told, true)) {
+      log->warning(addresses.error().message() + "; asked for again until the deadline");
+    }
+    return addresses;
+  };
+  return TcpStoreClient::connect(find_addresses, deadline, options);
 }
 
 }  // namespace amxt::comm

@@ -1,7 +1,7 @@
 // Link: a connection to another rank, over packets (a unix socket, same machine) or a stream (TCP, any machine), that carries messages.
 //
-// send() is for any thread, receive() and trust() for one. Invariants: sending never blocks: what the kernel doesn't take is queued, in order,
-// and goes out by flush(); queue and incoming message are bounded, and memory for a message is taken as its bytes arrive.
+// send() is for any thread, receive() and trust() for one. Invariants: sending never blocks: what the kernel doesn't take is queued, in
+// order, and goes out by flush(); queue and incoming message are bounded, and memory for a message is taken as its bytes arrive.
 #pragma once
 
 #include <atomic>
@@ -33,7 +33,8 @@ class Link {
   // A stream whose peer does not acknowledge data for so long ends.
   void set_unacknowledged_timeout(int64_t ns) const;
 
-  // False when the peer is gone, or has not read for so long that the queue is full: then the message is lost. A descriptor goes over packets only.
+  // False when the peer is gone, or has not read for so long that the queue is full: then the message is lost. A descriptor goes over
+  // packets only.
   bool send(const Message& message, int passed = -1);
   bool flush();
   bool has_queued() const { return queued_.load(std::memory_order_acquire) > 0; }

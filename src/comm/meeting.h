@@ -1,5 +1,5 @@
-// Meeting: rank 0's book of the collectives of a job of several nodes. Its word is the truth: a collective has opened when it says so, and after
-// close() nothing opens any more.
+// Meeting: rank 0's book of the collectives of a job of several nodes. Its word is the truth: a collective has opened when it says so, and
+// after close() nothing opens any more.
 //
 // Thread-safe. Invariants: collectives are numbered from 1 and open one after the other, each when every node has arrived at it for the
 // same thing; `open` is called under the lock, so that openings and the close are seen in one order.

@@ -1,7 +1,8 @@
 // Nodes: which ranks of a job share a machine. The same on every rank, found out by the rendezvous, whatever the launcher said.
 //
-// Two ranks are on one node when they reach each other's unix socket and can pass a descriptor over it, and do not carry different
-// node ids (AMXTRAIN_NODE_ID, or the launcher's): an id may split a host, never join two. Nodes are numbered in the order of their lowest ranks.
+// Two ranks are on one node when they reach each other's unix socket and can pass a descriptor over it, and do not carry different node
+// ids (AMXTRAIN_NODE_ID, or the launcher's): an id may split a host, never join two. Nodes are numbered in the order of their lowest
+// ranks.
 #pragma once
 
 #include <string>

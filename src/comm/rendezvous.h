@@ -3,10 +3,10 @@
 // Each process listens on an abstract unix socket named by a random 128-bit nonce, and where ranks may be on other machines also on a TCP
 // port of one interface. It appends an entry (rank, nonce, process, machine, address) to the list "/amxtrain/<run id>/entry/<n>" of the
 // store. The list may hold entries of earlier attempts: torchrun's agent keeps its store over restarts. An entry counts only when somebody
-// answers there and proves its nonce (handshake.h); a dead process refuses at once. The higher rank connects to the lower, the whole
-// mesh: by the unix socket where both are on one machine and no node id splits them, else by TCP. Who gives up tells those it has
-// met and leaves a note in the list for the others; who has all says so to all, with those of its own node; rank 0 makes the nodes of that and
-// starts the job, the lowest rank of each node its control segment. From then on no listener and no connection to the store is left.
+// answers there and proves its nonce (handshake.h); a dead process refuses at once. The higher rank connects to the lower, the whole mesh:
+// by the unix socket where both are on one machine and no node id splits them, else by TCP. Who gives up tells those it has met and leaves
+// a note in the list for the others; who has all says so to all, with those of its own node; rank 0 makes the nodes of that and starts the
+// job, the lowest rank of each node its control segment. From then on no listener and no connection to the store is left.
 #pragma once
 
 #include <memory>
@@ -41,8 +41,8 @@ struct Gathering {
   Descriptor control;  // the memfd of the node's control segment
 };
 
-// What a rank that an entry tells of cannot be reached for, if that is so: it is on another machine (not `machine`) and its entry has no address
-// that leads there.
+// What a rank that an entry tells of cannot be reached for, if that is so: it is on another machine (not `machine`) and its entry has no
+// address that leads there.
 struct Entry;
 std::string why_unreachable(const Entry& entry, const std::string& machine);
 

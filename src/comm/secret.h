@@ -1,8 +1,8 @@
 // Secret: what the ranks of a job know and nobody else does (AMXTRAIN_SECRET_FILE), and the proof that a peer knows it too.
 //
-// Mutual challenge and response by HMAC-SHA256: each side of a connection sends 32 fresh random bytes; each answers with the HMAC, keyed by the
-// secret, of its own role, both challenges and what the connection is for. The roles differ, so that an answer sent back proves nothing; the
-// challenges are new, so that a recorded one doesn't either. Nothing is encrypted and nothing after the proof is signed.
+// Mutual challenge and response by HMAC-SHA256: each side of a connection sends 32 fresh random bytes; each answers with the HMAC, keyed
+// by the secret, of its own role, both challenges and what the connection is for. The roles differ, so that an answer sent back proves
+// nothing; the challenges are new, so that a recorded one doesn't either. Nothing is encrypted and nothing after the proof is signed.
 //
 // Invariant: the secret is in no error, log or answer, and its memory is wiped.
 #pragma once
@@ -37,8 +37,8 @@ class Secret {
   std::string bytes_;
 };
 
-// The content of a file that belongs to this user or root and that nobody else may read (0600 or less); white space at its end, as editors leave
-// it, does not count. Errors name the path: missing, not a file, open to others, kMinBytes to kMaxBytes.
+// The content of a file that belongs to this user or root and that nobody else may read (0600 or less); white space at its end, as editors
+// leave it, does not count. Errors name the path: missing, not a file, open to others, kMinBytes to kMaxBytes.
 Result<Secret> load_secret(const std::string& path);
 
 inline constexpr size_t kChallengeBytes = 32, kAnswerBytes = 32;

@@ -15,7 +15,9 @@ namespace {
 constexpr int64_t kSpinNs = 50'000;
 constexpr int64_t kLookNs = 100'000'000;       // a sleeping member looks around this often
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
-constexpr int kSlots = 4;                      // of a member: rounds in flight
+// Of a member. Who fills a slot for round r has seen all others fill theirs for r - 1, and so has passed what they do of r - 4 and before: nobody needs
+// to wait until a slot is free.
+constexpr int kSlots = 4;
 constexpr int64_t kLine = 64;
 constexpr int64_t kRingsBytes = int64_t{2} << 20;  // of all pairs together
 // Below 64 MiB, from where a group makes all pages of shared memory huge, and so takes them.
@@ -132,10 +134,9 @@ struct ShmArea::Wire {
 };
 
 struct ShmArea::Member {
-  alignas(kLine) std::atomic<uint64_t> posted;    // rounds that lie in its slots
-  alignas(kLine) std::atomic<uint64_t> reduced;   // rounds whose result lies there too
-  alignas(kLine) std::atomic<uint64_t> consumed;  // rounds that it is through with
-  alignas(kLine) Wire calls[2];                   // of even and odd calls: nobody is two ahead
+  alignas(kLine) std::atomic<uint64_t> posted;   // rounds that lie in its slots
+  alignas(kLine) std::atomic<uint64_t> reduced;  // rounds whose result lies there too
+  alignas(kLine) Wire calls[2];                  // of even and odd calls: nobody is two ahead
 };
 
 struct ShmArea::Channel {
@@ -361,7 +362,6 @@ Status ShmArea::run(const CollectiveCall& call, int64_t rounds, Step copy_in, St
   for (int64_t i = 0; i < rounds + stages; ++i) {
     const uint64_t round = base + static_cast<uint64_t>(i);
     if (i < rounds) {
-      if (round >= kSlots) AMXT_TRY(wait_all(&Member::consumed, round + 1 - kSlots, call, limits));
       copy_in(i);
       advance(own.posted, round + 1);
     }
@@ -369,12 +369,11 @@ Status ShmArea::run(const CollectiveCall& call, int64_t rounds, Step copy_in, St
       AMXT_TRY(wait_all(&Member::posted, round, call, limits));
       if (i == 1) AMXT_TRY(compare(number));
       finish(i - 1);
-      advance(copy_out != nullptr ? own.reduced : own.consumed, round);
+      if (copy_out != nullptr) advance(own.reduced, round);
     }
     if (copy_out != nullptr && i >= 2) {
       AMXT_TRY(wait_all(&Member::reduced, round - 1, call, limits));
       (*copy_out)(i - 2);
-      advance(own.consumed, round - 1);
     }
   }
   rounds_ = base + static_cast<uint64_t>(rounds);

@@ -1,8 +1,7 @@
 // ShmArea: collectives among the ranks of one node over shared memory, the part that moves the bytes.
 //
 // The idea: each member copies its data into slots of its own, a round at a time, in pieces that stay in the caches, and says so by a counter; the
-// others reduce or copy from there, and say so by another. A slot is used again when all are through with it, and a few slots per member
-// let fast ones run ahead. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
+// others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
 //
 // Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first round of a
 // call before all have entered it and said the same about it; no lock lies in shared memory, so that a member may die anywhere; after an

@@ -365,6 +365,35 @@ static void a_receive_can_be_cancelled(void** state) {
   on_ranks(2, 29646, cancel_one);
 }
 
+static void cancel_queued(amxt_group* group, int rank) {
+  float data[4] = {0};
+  amxt_tensor tensor = floats(data, 4);
+  amxt_op *running = NULL, *queued = NULL;
+  DONE(amxt_group_broadcast(group, &tensor, 0, kWait, &err));
+  if (rank == 0) {
+    DONE(amxt_group_recv_async(group, &tensor, 1, &running, &err));
+    DONE(amxt_group_broadcast_async(group, &tensor, 0, &queued, &err));
+    DONE(amxt_op_cancel(queued, &err));
+    DONE(amxt_group_barrier(group, kWait, &err));
+    DONE(amxt_op_wait(running, kWait, &err));
+    REFUSED(AMXT_E_CANCELLED, "cancelled", amxt_op_wait(queued, kWait, &err));
+    amxt_op_destroy(running);
+    amxt_op_destroy(queued);
+  } else {
+    amxt_error refusal = AMXT_ERROR_INIT;
+    DONE(amxt_group_barrier(group, kWait, &err));
+    DONE(amxt_group_send(group, &tensor, 0, kWait, &err));
+    EXPECT(amxt_status_is_fatal(amxt_group_broadcast(group, &tensor, 0, kWait, &refusal)));
+    EXPECT(strstr(refusal.message, "rank 0") != NULL);
+  }
+  DONE(amxt_group_barrier(group, kWait, &err));
+}
+
+static void a_call_cancelled_before_its_turn_is_told_to_the_others(void** state) {
+  (void)state;
+  on_ranks(2, 29648, cancel_queued);
+}
+
 static void bad_arguments_are_refused_by_name(void** state) {
   struct fixture* f = fixture_new();
   float data[4] = {1, 2, 3, 4};
@@ -454,6 +483,7 @@ int main(void) {
       cmocka_unit_test(a_deadline_ends_the_collectives_of_all_ranks),
       cmocka_unit_test(device_memory_goes_by_nccl),
       cmocka_unit_test(a_receive_can_be_cancelled),
+      cmocka_unit_test(a_call_cancelled_before_its_turn_is_told_to_the_others),
       cmocka_unit_test(bad_arguments_are_refused_by_name),
       cmocka_unit_test(a_part_trains_no_model),
   };

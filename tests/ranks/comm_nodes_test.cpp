@@ -1,5 +1,5 @@
-// The group over several nodes among real processes: nodes of one machine, told apart by AMXTRAIN_NODE_ID, and network namespaces, whose links
-// can be cut. This executable is also the rank (comm_rank.h).
+// The group over several nodes among real processes: nodes of one machine, told apart by AMXTRAIN_NODE_ID, and network namespaces, whose
+// links can be cut. This executable is also the rank (comm_rank.h).
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// What the rank processes of tests play: an executable of tests/ranks, started as `<test> rank <what>`, is one rank and reports by lines on its
-// standard output.
+// What the rank processes of tests play: an executable of tests/ranks, started as `<test> rank <what>`, is one rank and reports by lines
+// on its standard output.
 #pragma once
 
 #include <fmt/format.h>

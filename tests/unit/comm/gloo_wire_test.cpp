@@ -322,8 +322,13 @@ class WatchedGroup final : public Group {
       if (rank() == 0) stranger_();
       AMXT_TRY(group_.barrier(deadline));
     }
-    return group_.exchange(payload, deadline);
+    AMXT_ASSIGN(std::vector<std::string> all, group_.exchange(payload, deadline));
+    if (look_ && exchanges_ == 1) look_(&all);
+    return all;
   }
+  // Sees, and may change, what the first exchange gives this rank.
+  void set_look(std::function<void(std::vector<std::string>*)> look) { look_ = std::move(look); }
+
   Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) override {
     return group_.make_wire(deadline);
   }
@@ -337,6 +342,7 @@ class WatchedGroup final : public Group {
  private:
   Group& group_;
   std::function<void()> stranger_;
+  std::function<void(std::vector<std::string>*)> look_;
   int exchanges_ = 0;
 };
 
@@ -387,6 +393,19 @@ TEST(GlooWire, AStrangerThatComesFirstEndsTheStartByNameOrIsShutOut) {
     EXPECT_TRUE(failed == 0 || failed == 3) << failed << " of 3 ranks failed";
     for (const int fd : sockets) close(fd);
   }
+}
+
+TEST(GlooWire, APeerThatDoesNotKnowItsNonceIsAStranger) {
+  test::ThreadGroups(std::vector<int>{0, 1, 2}).run([&](Group& plain) {
+    WatchedGroup group(plain, [] {});
+    group.set_look([&](std::vector<std::string>* all) {
+      if (plain.rank() == 0) (*all)[2][5] ^= 1;  // a bit of the nonce of rank 2
+    });
+    auto wire = make_gloo_wire(group, nullptr, Deadline::after(10 * kSecond));
+    ASSERT_FALSE(wire.ok());
+    EXPECT_THAT(wire.error().message(), HasSubstr("no connection with rank 2"));
+    EXPECT_THAT(wire.error().message(), HasSubstr("a stranger is at the other end"));
+  });
 }
 
 TEST(GlooWire, NothingListensOnceTheMeshIsConnected) {

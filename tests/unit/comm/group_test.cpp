@@ -382,11 +382,11 @@ TEST(Group, ABarrierCancelledBeforehandIsBrokenToo) {
 }
 
 // A commit hangs on it: a rank that gives up just when the last one arrives must not be the only one that failed.
-TEST(Group, AllAgreeWhetherABarrierWasPassed) {
+void expect_agreement(const std::vector<int>& nodes, int gives_up, int rounds) {
   const uint64_t seed = std::random_device()();
-  SCOPED_TRACE("seed " + std::to_string(seed));
+  SCOPED_TRACE(fmt::format("seed {}, rank {} gives up", seed, gives_up));
   std::mt19937_64 random(seed);
-  int passed_in_all = 0, rounds = 60;
+  int passed_in_all = 0;
   for (int round = 0; round < rounds; ++round) {
     std::atomic<int> passed{0};
     std::latch together(3);
@@ -397,24 +397,70 @@ TEST(Group, AllAgreeWhetherABarrierWasPassed) {
                   std::atomic<bool> cancel{false};
                   std::thread other;
                   together.arrive_and_wait();
-                  if (group.rank() == 0 && by_cancel) {
+                  if (group.rank() == gives_up && by_cancel) {
                     other = std::thread([&] {
                       const Deadline end = Deadline::after(patience_ns);
                       while (!end.passed()) std::this_thread::yield();
                       cancel = true;
                     });
                   }
-                  const bool hurries = group.rank() == 0 && !by_cancel;
+                  const bool hurries = group.rank() == gives_up && !by_cancel;
                   const auto status =
                       group.barrier(hurries ? Deadline::after(patience_ns) : soon(), &cancel);
                   if (status) ++passed;
                   if (other.joinable()) other.join();
                 },
-                {.threads = 1, .finalize = false});
+                {.threads = 1, .finalize = false, .nodes = nodes});
     EXPECT_TRUE(passed == 0 || passed == 3) << passed << " of 3 passed, " << patience_ns << " ns";
     passed_in_all += passed == 3;
   }
-  RecordProperty("passed", passed_in_all);
+  testing::Test::RecordProperty("passed", passed_in_all);
+}
+
+TEST(Group, AllAgreeWhetherABarrierWasPassed) { expect_agreement({}, 0, 60); }
+
+TEST(Group, AllNodesAgreeWhetherABarrierWasPassed) {
+  for (const int gives_up : {0, 1, 2}) {
+    expect_agreement({0, 1, 1}, gives_up, 12);
+    expect_agreement({0, 1, 2}, gives_up, 12);
+    expect_agreement({0, 0, 1}, gives_up, 12);
+  }
+}
+
+TEST(Group, AnAbortOnAnotherNodeLeavesNobodyBehind) {
+  for (const std::vector<int>& nodes : {std::vector<int>{0, 1, 1}, std::vector<int>{0, 0, 1}}) {
+    for (int who = 0; who < 3; ++who) {
+      RankThreads(3,
+                  [&](Group& group) {
+                    ASSERT_TRUE(group.barrier(soon()));
+                    if (group.rank() == who) group.abort("on purpose");
+                    const auto status = group.barrier(soon());
+                    ASSERT_FALSE(status);
+                    EXPECT_EQ(status.error().code(), Code::kCommAborted);
+                    EXPECT_THAT(status.error().message(), HasSubstr("on purpose"));
+                  },
+                  {.threads = 1, .finalize = false, .nodes = nodes});
+    }
+  }
+}
+
+TEST(Group, ACancelOnOneNodeBreaksTheBarrierForAll) {
+  const std::atomic<bool> cancel{true};
+  for (int who = 0; who < 3; ++who) {
+    RankThreads(3,
+                [&](Group& group) {
+                  if (group.rank() == who) {
+                    EXPECT_EQ(group.barrier(soon(), &cancel).error().code(), Code::kCancelled);
+                    return;
+                  }
+                  const auto status = group.barrier(soon());
+                  ASSERT_FALSE(status);
+                  EXPECT_EQ(status.error().code(), Code::kCommAborted);
+                  EXPECT_THAT(status.error().message(),
+                              HasSubstr(fmt::format("rank {} (pid", who)));
+                },
+                {.threads = 1, .finalize = false, .nodes = {0, 1, 1}});
+  }
 }
 
 TEST(Group, CallsOutOfOrderAreNamed) {

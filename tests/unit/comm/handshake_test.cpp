@@ -104,20 +104,27 @@ TEST_P(HandshakeKinds, WhoWantsSomebodyElseIsAStranger) {
   EXPECT_EQ(two.server->state(), State::kStranger);
 }
 
+// The right welcome, but for the nonce of who sends it: another process has the address now.
 TEST_P(HandshakeKinds, WhoWelcomesWithAnotherNonceIsAStranger) {
-  Two two(self_of(3), self_of(1), GetParam());
-  Two other(self_of(3), self_of(1), GetParam());
-  // Another rank's welcome, recorded, in front of the right one.
-  two.client->step();
-  Message hello;
-  ASSERT_EQ(two.server->link().receive(&hello), Received::kMessage);
-  other.talk();
-  Message recorded;
-  recorded.kind = MessageKind::kWelcome;
-  recorded.payload = std::string(hello.payload.size() + kAnswerBytes, 'x');
-  ASSERT_TRUE(two.server->link().send(recorded));
-  two.client->step();
-  EXPECT_EQ(two.client->state(), State::kStranger);
+  for (const bool changed : {true, false}) {
+    Two two(self_of(3), self_of(1), GetParam());
+    two.server->step();
+    Message welcome;
+    ASSERT_EQ(two.client->link().receive(&welcome), Received::kMessage);
+    ASSERT_EQ(welcome.kind, MessageKind::kWelcome);
+    Nonce nonce = two.server_self.identity.nonce;
+    const std::string bytes(reinterpret_cast<const char*>(&nonce), sizeof nonce);
+    const size_t at = welcome.payload.find(bytes);
+    ASSERT_NE(at, welcome.payload.npos);
+    if (changed) nonce.words[1] ^= 1;
+    welcome.payload.replace(at, sizeof nonce, reinterpret_cast<const char*>(&nonce), sizeof nonce);
+    auto proof = Handshake::make_proof(nonce);
+    ASSERT_TRUE(proof);
+    const int passed = GetParam() == Link::Kind::kPackets ? proof->get() : -1;
+    ASSERT_TRUE(two.server->link().send(welcome, passed));
+    two.client->step();
+    EXPECT_EQ(two.client->state(), changed ? State::kStranger : State::kMet);
+  }
 }
 
 TEST_P(HandshakeKinds, NoiseIsAStranger) {
@@ -248,6 +255,20 @@ TEST(HandshakeOverTcp, AnAbortBeforeTheProofCountsForNothing) {
   ASSERT_TRUE(two.client->link().send(lie));
   two.server->step();
   EXPECT_EQ(two.server->state(), State::kStranger);
+}
+
+// One that does not care what the other side answers.
+TEST(HandshakeOverTcp, AWrongProofIsRefused) {
+  for (const size_t bytes : {kAnswerBytes, size_t{0}, kAnswerBytes - 1}) {
+    Two two(self_of(3, kSecret), self_of(1, kSecret), Link::Kind::kStream);
+    two.server->step();
+    Message proof;
+    proof.kind = MessageKind::kProof;
+    proof.payload.assign(bytes, '\0');
+    ASSERT_TRUE(two.client->link().send(proof));
+    two.server->step();
+    EXPECT_EQ(two.server->state(), bytes == kAnswerBytes ? State::kFailed : State::kStranger);
+  }
 }
 
 TEST(HandshakeOverTcp, NobodyThereIsToldWithTheReason) {

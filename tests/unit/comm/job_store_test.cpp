@@ -126,7 +126,12 @@ TEST(JobStore, AMasterThatDoesNotResolveIsAskedForUntilTheDeadline) {
   EXPECT_EQ(refused.error().code(), Code::kNotFound);
   EXPECT_THAT(refused.error().message(),
               AllOf(HasSubstr("'no.such.host.invalid'"), HasSubstr("MASTER_ADDR")));
-  EXPECT_FALSE(connect_to_job_store(launch, Secret(), nullptr, Deadline::after(kSecond / 10)));
+  std::vector<std::string> lines;
+  Log log;
+  log.set([&](LogLevel, const char* line) { lines.emplace_back(line); }, LogLevel::kInfo);
+  EXPECT_FALSE(connect_to_job_store(launch, Secret(), &log, Deadline::after(kSecond)));
+  EXPECT_THAT(lines, ElementsAre(AllOf(HasSubstr("'no.such.host.invalid'"),
+                                       HasSubstr("asked for again until the deadline"))));
 }
 
 TEST(JobStore, ServesAndConnectsWithASecretAndWithout) {

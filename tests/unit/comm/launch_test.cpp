@@ -602,6 +602,31 @@ TEST(Launch, AStepOfSeveralNodesMeetsAtItsFirstHost) {
   EXPECT_THAT(both.notes, IsEmpty());
 }
 
+// Recorded: srun -N3 -n5 of Slurm 22.05, the last task's.
+TEST(Launch, AStepOfSlurmAsItWasRecorded) {
+  const LaunchInfo info = found({}, {{"SLURM_JOB_ID", "1"},
+                                     {"SLURM_JOB_NODELIST", "n[08-10]"},
+                                     {"SLURM_LOCALID", "0"},
+                                     {"SLURM_NNODES", "3"},
+                                     {"SLURM_NODEID", "2"},
+                                     {"SLURM_NTASKS", "5"},
+                                     {"SLURM_PROCID", "4"},
+                                     {"SLURM_STEP_ID", "0"},
+                                     {"SLURM_STEP_LAUNCHER_PORT", "42831"},
+                                     {"SLURM_STEP_NODELIST", "n[08-10]"},
+                                     {"SLURM_STEP_NUM_NODES", "3"},
+                                     {"SLURM_STEP_NUM_TASKS", "5"},
+                                     {"SLURM_STEP_TASKS_PER_NODE", "2(x2),1"},
+                                     {"SLURM_TASKS_PER_NODE", "2(x2),1"}});
+  EXPECT_EQ(info.launcher, "Slurm");
+  EXPECT_EQ(info.rank, 4);
+  EXPECT_EQ(info.world_size, 5);
+  EXPECT_EQ(info.local_rank, 0);
+  EXPECT_EQ(info.local_world_size, 1);
+  EXPECT_EQ(info.master_address, "n08");
+  EXPECT_EQ(info.run_id, "1.0");
+}
+
 TEST(Launch, AStepsHostsThatContradictItAreRefused) {
   const auto with = [](const char* hosts) {
     Variables variables = slurm_step_of_nodes(7);
