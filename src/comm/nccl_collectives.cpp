@@ -149,8 +149,8 @@ Status NcclCollectives::start(const Limits& limits) {
   return connect(id, limits);
 }
 
-// Rank 0 makes the id. It travels with a number drawn for this start and with the number of the attempt, over a channel that belongs to this
-// group alone: an id of an earlier start, or of another group, is never used.
+// Rank 0 makes the id. It travels with a number drawn for this start and with the number of the attempt, over a channel that belongs to
+// this group alone: an id of an earlier start, or of another group, is never used.
 Result<NcclUniqueId> NcclCollectives::agree_on_id(const Status& own, const Limits& limits) {
   Offer offer;
   offer.attempt = attempt_;

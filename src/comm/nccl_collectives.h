@@ -4,13 +4,14 @@
 // anything is enqueued, so that a rank that does not come, is dead or calls something else is found within the deadline and named, and no
 // kernel is left waiting on a GPU for a rank that never comes.
 //
-// When is a call complete? It is an operation of the stream: it returns once all ranks have made the same call, NCCL has enqueued it and reports
-// no error. Buffers belong to it until the stream has come past it, which synchronize() waits for, and so does any other wait of the
-// host's on that stream. send() and receive() of two ranks may be enqueued at different times.
+// When is a call complete? It is an operation of the stream: it returns once all ranks have made the same call, NCCL has enqueued it and
+// reports no error. Buffers belong to it until the stream has come past it, which synchronize() waits for, and so does any other wait of
+// the host's on that stream. send() and receive() of two ranks may be enqueued at different times.
 //
-// Thread-safety: as Collectives; synchronize() counts as a call. Invariants: NCCL's calls never block (its communicator is made so, and polled with
-// our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same ranks; the
-// context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own width, also for kAvg.
+// Thread-safety: as Collectives; synchronize() counts as a call. Invariants: NCCL's calls never block (its communicator is made so, and
+// polled with our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same ranks;
+// the context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own width, also
+// for kAvg.
 #pragma once
 
 #include <array>

@@ -1,5 +1,5 @@
-// Topology: this machine as ranks see it that talk to each other, as one JSON object: NUMA nodes, interfaces, RDMA devices, limits, GPUs and
-// the way between each two of them, and warnings about what spoils it.
+// Topology: this machine as ranks see it that talk to each other, as one JSON object: NUMA nodes, interfaces, RDMA devices, limits, GPUs
+// and the way between each two of them, and warnings about what spoils it.
 #pragma once
 
 #include <string>

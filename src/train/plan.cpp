@@ -9,6 +9,7 @@
 #include "base/cpu.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "checkpoint/agreement.h"
 #include "train/step.h"
 
 namespace amxt::train {
@@ -196,6 +197,24 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
     }
   }
   return *least;
+}
+
+Result<MemoryPlan> agree_on_plan(const MemoryPlan& mine, const model::ModelConfig& config,
+                                 EffectiveOptions options, comm::Group& group, Deadline deadline) {
+  Json choice = Json::array({mine.wave, static_cast<int>(mine.keep)});
+  AMXT_ASSIGN(const std::vector<std::string> all,
+              checkpoint::agree(group, Result<std::string>(choice.dump()), deadline));
+  int64_t wave = mine.wave;
+  int keep = static_cast<int>(mine.keep);
+  for (const std::string& text : all) {
+    AMXT_ASSIGN(const Json other, parse_json(text));
+    wave = std::min(wave, other[0].get<int64_t>());
+    keep = std::min(keep, other[1].get<int>());
+  }
+  if (wave == mine.wave && keep == static_cast<int>(mine.keep)) return mine;
+  options.wave = wave;
+  options.keep = static_cast<Keep>(keep + 1);
+  return make_plan(config, options, group.nodes(), mine.threads);
 }
 
 Status fits(const MemoryPlan& plan) {

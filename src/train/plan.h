@@ -8,7 +8,7 @@
 
 #include "base/dtype.h"
 #include "base/result.h"
-#include "comm/nodes.h"
+#include "comm/group.h"
 #include "model/config.h"
 #include "model/decoder.h"
 #include "store/layout.h"
@@ -66,6 +66,11 @@ inline Result<MemoryPlan> make_plan(const model::ModelConfig& config,
                                     std::optional<int64_t> node_memory_bytes = std::nullopt) {
   return make_plan(config, options, even_nodes(ranks, 1), threads, node_memory_bytes);
 }
+
+// Collective. Ranks may see different memory, and choose differently: all take the smallest choice of any, so that they go through a step
+// alike. `mine` is this rank's; the new one may not fit less than it did.
+Result<MemoryPlan> agree_on_plan(const MemoryPlan& mine, const model::ModelConfig& config,
+                                 EffectiveOptions options, comm::Group& group, Deadline deadline);
 
 // kLimit with the numbers: "the job needs 96.3 GiB (2 ranks), the machine has 22.1 GiB available: ...".
 Status fits(const MemoryPlan& plan);

@@ -179,7 +179,11 @@ class StepRunner {
   void embed(const Batch& batch, int64_t first, int64_t count);
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
   bool has_nodes() const { return p_.parameters->traffic() != nullptr; }
-  Status poll() { return control_->poll(); }
+  // For waits that nothing but a rank that is alive can end.
+  Status poll() {
+    AMXT_TRY(p_.group->check());
+    return control_->poll();
+  }
   static bool is_fatal(const Error& error) { return static_cast<int>(error.code()) >= 100; }
   Error leave(Error error);
 

@@ -93,6 +93,8 @@ Result<std::unique_ptr<Trainer>> Trainer::create(TrainerSetup setup, const CallL
   AMXT_TRY(
       checkpoint::agree(*group, parts ? Status() : Status(Error(parts.error())), limits.deadline));
   AMXT_TRY(agree_on(*parts, limits));
+  AMXT_ASSIGN(parts->plan, agree_on_plan(parts->plan, parts->setup.model->config(), parts->options,
+                                         *group, limits.deadline));
   AMXT_TRY(checkpoint::agree(*group, fits(parts->plan), limits.deadline));
   if (parts->setup.group->rank() == 0) {  // all ranks have the same file
     for (const std::string& note : parts->notes) parts->setup.log->info(note);

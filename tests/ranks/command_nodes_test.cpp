@@ -1,7 +1,11 @@
 // The command over several nodes: training, checkpoints, resume, evaluation and deaths, by node ids on one machine and by real networks.
 #include <algorithm>
+#include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <random>
+#include <thread>
 
 #include "command.h"
 #include "support/network_nodes.h"
@@ -126,6 +130,40 @@ TEST_F(CommandNodes, AKilledRankEndsAllAndIsNamed) {
   }
 }
 
+// AMXTRAIN_TEST_KILLS sets how many; a rank dies at any moment from its start to its saving.
+TEST_F(CommandNodes, RandomKillsEndAllAndLeaveNothingBehind) {
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  std::mt19937 random(seed);
+  const char* given = std::getenv("AMXTRAIN_TEST_KILLS");
+  const int rounds = given == nullptr ? 8 : std::atoi(given);
+  const std::set<std::string> shm = names_in("/dev/shm");
+  const std::vector<int> nodes = {0, 0, 1, 1};
+  const Arguments job = train_to("o", {"--steps", "1000000", "--save-steps", "3", "--schedule",
+                                       "constant", "--accumulate", "1", "--resume", "latest"});
+  for (int round = 0; round < rounds; ++round) {
+    SCOPED_TRACE(fmt::format("round {}", round));
+    auto processes = start(nodes, job);
+    const size_t victim = random() % nodes.size();
+    // A rank that dies before it has met the others is waited for until their deadline.
+    ASSERT_TRUE(processes[victim]->wait_for("connected to 4 of 4"));
+    // Not synchronisation: the moment is what is random.
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 400'000));
+    processes[victim]->signal(SIGKILL);
+    for (size_t rank = 0; rank < nodes.size(); ++rank) {
+      const Finished finished = processes[rank]->wait(40);
+      if (rank == victim) continue;
+      EXPECT_EQ(finished.code, 1) << finished;
+      EXPECT_FALSE(error_lines(finished.err).empty()) << finished;
+    }
+    if (fs::exists(path("o/latest"))) {
+      const Finished verified = amxtrain({"verify", path("o/latest")});
+      EXPECT_EQ(verified.code, 0) << verified;
+    }
+  }
+  EXPECT_EQ(names_in("/dev/shm"), shm);
+}
+
 TEST_F(CommandNodes, ASignalToOneRankEndsAll) {
   auto processes = start({0, 1}, train_to("o", {"--steps", "1000000", "--save-steps", "2",
                                                 "--schedule", "constant", "--accumulate", "1"}));
@@ -134,7 +172,7 @@ TEST_F(CommandNodes, ASignalToOneRankEndsAll) {
   EXPECT_EQ(processes[1]->wait(30).code, 128 + SIGTERM);
   const Finished other = processes[0]->wait(30);
   EXPECT_NE(other.code, 0) << other;
-  EXPECT_THAT(other.err, HasSubstr("rank 1 (pid ")) << other;
+  EXPECT_THAT(other.err, HasSubstr("error: rank 1")) << other;
   const Finished verified = amxtrain({"verify", path("o/latest")});
   EXPECT_EQ(verified.code, 0) << verified;
 }

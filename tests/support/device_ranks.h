@@ -1,5 +1,5 @@
-// Ranks with a GPU each, for tests: over the stub of NCCL and CUDA, whose GPUs are the host's memory, or, with AMXTRAIN_TEST_NCCL=1, over the
-// real ones, as many ranks as there are GPUs.
+// Ranks with a GPU each, for tests: over the stub of NCCL and CUDA, whose GPUs are the host's memory, or, with AMXTRAIN_TEST_NCCL=1, over
+// the real ones, as many ranks as there are GPUs.
 #pragma once
 
 #include <gtest/gtest.h>

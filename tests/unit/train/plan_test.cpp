@@ -116,6 +116,58 @@ TEST(Plan, SaysWhatAJobAllocates) {
   expect_allocated_as_planned<float>(2, GradientType::kAuto);
 }
 
+// Four nodes of two: each keeps a fourth of the state, whole, and a window of a few layers.
+TEST(Plan, DividesTheStateAmongNodes) {
+  const model::ModelConfig config = preset("300m");
+  EffectiveOptions options;
+  options.world_size = 8;
+  const MemoryPlan one = must(make_plan(config, options, even_nodes(8, 1), 1, kPlenty)),
+                   four = must(make_plan(config, options, even_nodes(8, 4), 1, kPlenty));
+  EXPECT_EQ(four.nodes, 4);
+  EXPECT_EQ(four.world, 8);
+  EXPECT_EQ(four.ranks, 2);
+  EXPECT_NEAR(static_cast<double>(four.weights), 0.25 * static_cast<double>(one.weights),
+              0.02 * static_cast<double>(one.weights));
+  EXPECT_EQ(four.moments, one.moments);  // of a rank
+  EXPECT_EQ(one.window + one.exchange, 0);
+  EXPECT_GT(four.exchange, 0);
+  EXPECT_LT(four.peak_bytes_per_node(), one.peak_bytes_per_node());
+  // The window follows the live parameters, and never has less than a layer.
+  options.live_parameters = 1;
+  const MemoryPlan tight = must(make_plan(config, options, even_nodes(8, 4), 1, kPlenty));
+  EXPECT_EQ(tight.window_slots, 1);
+  EXPECT_LT(tight.window, four.window);
+  options.live_parameters = int64_t{1} << 40;
+  options.prefetch_parameters = int64_t{1} << 40;
+  const store::Layout layout(config, 8);
+  EXPECT_EQ(must(make_plan(config, options, even_nodes(8, 4), 1, kPlenty)).window_slots,
+            layout.deals());
+  options.wire_type = GradientType::kFloat32;
+  EXPECT_EQ(must(make_plan(config, options, even_nodes(8, 4), 1, kPlenty)).exchange,
+            2 * four.exchange);
+}
+
+TEST(Plan, OfRanksThatSeeOtherMemoryIsTheSmallestOfAll) {
+  const model::ModelConfig config = preset("60m");
+  EffectiveOptions options;
+  options.world_size = 3;
+  options.accumulate = 8;
+  test::ThreadGroups groups({0, 1, 1});
+  const int64_t tight =
+      must(make_plan(config, options, even_nodes(3, 2), 1, kPlenty)).peak_bytes_per_node() / 2;
+  groups.run([&](comm::Group& group) {
+    const MemoryPlan mine =
+        must(make_plan(config, options, group.nodes(), 1, group.rank() == 2 ? tight : kPlenty));
+    EXPECT_EQ(mine.wave == 8, group.rank() != 2) << mine.wave;
+    const MemoryPlan agreed = must(agree_on_plan(mine, config, options, group, Deadline::never()));
+    EXPECT_LT(agreed.wave, 8);
+    EXPECT_EQ(agreed.keep, model::Keep::kInputs);
+    const auto all = must(group.exchange(std::to_string(agreed.wave), Deadline::never()));
+    EXPECT_EQ(all[0], all[2]);
+    EXPECT_EQ(all[1], all[2]);
+  });
+}
+
 TEST(Plan, CountsThreadsAndMicroBatches) {
   const model::ModelConfig config = preset("60m");
   EffectiveOptions options;
