@@ -19,7 +19,7 @@ class Error(Structure):
 class GroupOptions(Structure):
     _fields_ = [("struct_size", c_uint32), ("rank", c_int32), ("world_size", c_int32), ("local_rank", c_int32),
                 ("local_size", c_int32), ("port", c_int32), ("address", c_char_p), ("connect_timeout_ns", c_int64),
-                ("heartbeat_timeout_ns", c_int64)]
+                ("heartbeat_timeout_ns", c_int64), ("allow_unauthenticated_data", c_int32), ("reserved", c_int32)]
 
 
 class TrainerOptions(Structure):
@@ -33,7 +33,8 @@ class TrainerOptions(Structure):
                 + [(name, c_double) for name in (
                     "learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "clip")]
                 + [("ds_config", c_char_p), ("ds_config_name", c_char_p), ("progress", c_void_p),
-                   ("progress_user_data", c_void_p)])
+                   ("progress_user_data", c_void_p), ("prefetch_parameters", c_int64),
+                   ("live_parameters", c_int64), ("wire_dtype", c_int32), ("reserved", c_int32)])
 
 
 class Batch(Structure):
@@ -47,7 +48,7 @@ class StepMetrics(Structure):
                 ("step", c_int64), ("epoch", c_double), ("loss", c_double), ("grad_norm", c_double),
                 ("learning_rate", c_double), ("tokens", c_int64), ("seconds", c_double),
                 ("tokens_per_second", c_double), ("model_tflops", c_double), ("peak_rss_bytes", c_int64),
-                ("peak_pss_bytes_all_ranks", c_int64)]
+                ("peak_pss_bytes_all_ranks", c_int64), ("wire_bytes", c_int64), ("wire_wait_seconds", c_double)]
 
 
 def initialised(library, kind, name):
