@@ -16,8 +16,10 @@ comm::Wire::Counters sum(const comm::Wire::Counters& a, const comm::Wire::Counte
 Status wait_for(comm::Wire& wire, comm::Wire::Transfer& transfer, Poll poll) {
   for (;;) {
     Status status = wire.wait(transfer, Deadline::after(kLookNs));
-    if (status || status.error().code() != Code::kTimeout) return status;
+    if (status) return {};
+    // A peer that left because the call has ended shows as a lost one: why it has ended comes first.
     AMXT_TRY(poll());
+    if (status.error().code() != Code::kTimeout) return status;
   }
 }
 

@@ -98,14 +98,13 @@ void Window::stop() {
   deals_.clear();
   todo_.clear();
   changed_.notify_all();
-  changed_.wait(lock, [this] { return busy_.load() == 0; });
+  changed_.wait(lock, [this] { return idle_; });
 }
 
 void Window::begin(std::span<const int64_t> deals) {
   const std::lock_guard lock(mutex_);
   deals_.insert(deals_.end(), deals.begin(), deals.end());
   todo_.insert(todo_.end(), deals.begin(), deals.end());
-  busy_ = 1;
   changed_.notify_all();
 }
 
@@ -145,15 +144,17 @@ void Window::release(int64_t) {
 Status Window::drain(Poll poll) {
   const int64_t began = monotonic_ns();
   std::unique_lock lock(mutex_);
-  while (busy_.load() != 0 && !error_) {
+  while (!(idle_ && todo_.empty()) && !error_) {
     changed_.wait_for(lock, std::chrono::nanoseconds(kLookNs));
     lock.unlock();
     AMXT_TRY(poll());
     lock.lock();
   }
   wait_ns_ += monotonic_ns() - began;
-  if (error_) return *error_;
-  return {};
+  if (!error_) return {};
+  lock.unlock();
+  AMXT_TRY(poll());  // says why, when a peer has left because the call has ended
+  return *error_;
 }
 
 bool Window::is_free(uint64_t item) const {
@@ -262,12 +263,11 @@ void Window::serve() {
       if (idle || stopping_ || error_) {
         flights.clear();  // what is under way ends with the wire
         sends_.clear();
-        busy_ = 0;
+        idle_ = true;
         changed_.notify_all();
-        if (quit_) return;
         changed_.wait(lock, [this] { return quit_ || (!stopping_ && !error_ && !todo_.empty()); });
         if (quit_) return;
-        busy_ = 1;
+        idle_ = false;
       }
     }
     Status status = fetch_next(&flights);

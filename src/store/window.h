@@ -96,7 +96,7 @@ class Window {
   uint64_t next_item_ = 0;                  // the thread's
   std::vector<comm::Wire::Pending> sends_;  // the thread's
   std::atomic<bool> stopping_{false};
-  std::atomic<uint32_t> busy_{0};  // 1 while the thread has anything under way
+  bool idle_ = true;  // the thread has nothing under way, and begins nothing before it is woken
   bool quit_ = false;
   std::optional<Error> error_;
 };

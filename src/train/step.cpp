@@ -4,10 +4,12 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "base/text.h"
 #include "kernels/rows.h"
@@ -58,6 +60,8 @@ int64_t gradient_block_rows(int64_t K) {
 int64_t gradient_block_bytes(int64_t widest) {
   return std::max(kGradientBlockBytes, store::kPanelRows * widest * 4);
 }
+
+constexpr int64_t kLastWordsNs = 1'000'000'000;
 
 // Rows of the embedding that the tokens of a node can need.
 int64_t embedding_rows(const model::ModelConfig& c, int64_t tokens) {
@@ -836,11 +840,23 @@ void StepRunner<E>::publish_memory() {
   own.peak_rss_bytes = memory.peak_rss_bytes;
 }
 
+// A wire is lost when a peer gives it up because the attempt has ended: word of that is on its way. Else the wire alone is broken, and the
+// ranks that do not use it now must learn of it.
+template <typename E>
+Status StepRunner<E>::why_lost(const Error& error) {
+  const Deadline grace = Deadline::after(kLastWordsNs);
+  while (has_nodes() && !grace.passed()) {
+    AMXT_TRY(poll());
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  if (p_.group->check().ok()) p_.group->abort(error.message());
+  return p_.group->check();
+}
+
 // An error of this rank ends the attempt for all; whoever is first names the cause.
 template <typename E>
 Error StepRunner<E>::leave(Error error) {
-  Status ended;
-  if (!is_fatal(error)) ended = control_->cancel(error);
+  Status ended = is_fatal(error) ? why_lost(error) : control_->cancel(error);
   give_up_wire();
   return ended ? std::move(error) : std::move(ended).error();
 }
@@ -857,7 +873,7 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
   if (Status ok = phase_one(batch, input); !ok) return leave(std::move(ok).error());
   // Every rank comes to the same verdict from the same numbers: no rank needs to be told.
   if (Status ok = agree(input, &result); !ok) {
-    give_up_wire();
+    AMXT_TRY(end_call());
     return std::move(ok).error();
   }
   if (!input.commit) {

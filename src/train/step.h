@@ -186,6 +186,7 @@ class StepRunner {
   }
   static bool is_fatal(const Error& error) { return static_cast<int>(error.code()) >= 100; }
   Error leave(Error error);
+  Status why_lost(const Error& error);
 
   // With several nodes (step_nodes.cpp).
   struct WireUse {

@@ -101,6 +101,8 @@ void StepControl::apply(const Message& message) {
       return node_is_in(s);
     case Kind::kPrepared:
       return node_is_prepared(message.attempt);
+    case Kind::kFinished:
+      return node_has_finished(s);
     case Kind::kCancelled:
       for (const uint32_t from : {kUndecided, kPrepared, kAsked}) {
         if (!cancel_slot(s, from, message.code, message.rank, message.reason)) continue;
@@ -243,8 +245,9 @@ bool StepControl::try_claim(uint32_t attempt, int* behind) {
   if (tag == kClaiming ||
       !s.attempt.compare_exchange_strong(tag, kClaiming, std::memory_order_acq_rel))
     return false;
-  for (std::atomic<uint32_t>* word : {&s.entered, &s.started, &s.arrived, &s.generation,
-                                      &s.decision, &s.finished, &s.nodes_in, &s.nodes_prepared}) {
+  for (std::atomic<uint32_t>* word :
+       {&s.entered, &s.started, &s.arrived, &s.generation, &s.decision, &s.finished, &s.nodes_in,
+        &s.nodes_prepared, &s.nodes_finished, &s.over}) {
     word->store(0, std::memory_order_relaxed);
   }
   s.attempt.store(attempt, std::memory_order_release);
@@ -346,18 +349,22 @@ Status StepControl::settle() {
   }
 }
 
+void StepControl::node_has_finished(Slot& s) {
+  if (s.nodes_finished.fetch_add(1, std::memory_order_acq_rel) + 1 !=
+      static_cast<uint32_t>(group_->node_count()))
+    return;
+  s.over.store(1, std::memory_order_release);
+  futex_wake_all(&s.over, FutexScope::kShared);
+}
+
 Status StepControl::finish() {
   Slot& s = slot();
-  const auto world = static_cast<uint32_t>(group_->local_size());
-  if (s.finished.fetch_add(1, std::memory_order_acq_rel) + 1 == world) {
-    futex_wake_all(&s.finished, FutexScope::kShared);
-    return {};
+  if (s.finished.fetch_add(1, std::memory_order_acq_rel) + 1 ==
+      static_cast<uint32_t>(group_->local_size())) {
+    tell_others(Kind::kFinished);
+    node_has_finished(s);
   }
-  for (;;) {
-    const uint32_t seen = s.finished.load(std::memory_order_acquire);
-    if (seen == world) return {};
-    AMXT_TRY(wait_change(&s.finished, seen, false));
-  }
+  return wait_change(&s.over, 0, false);
 }
 
 }  // namespace amxt::train

@@ -53,7 +53,7 @@ class StepControl {
   Status poll();
   // After this returns success the step is committed on all ranks.
   Status commit();
-  // The end of a committed step: all ranks of the node have published. Only a lost peer (or an abort) ends this wait.
+  // The end of a committed step: all ranks have published, and got what they were sent. Only a lost peer (or an abort) ends this wait.
   Status finish();
   // Ends the attempt for all ranks with this error, unless it is committed. Returns what the attempt ended with (success: committed).
   Status cancel(const Error& error);
@@ -65,10 +65,12 @@ class StepControl {
     std::atomic<uint32_t> attempt;         // that the slot serves now
     std::atomic<uint32_t> nodes_in;        // whose ranks are all in
     std::atomic<uint32_t> nodes_prepared;  // on the first node
-    std::atomic<uint32_t> entered;         // ranks that have come to start()
-    std::atomic<uint32_t> started;         // 1: all have
-    std::atomic<uint32_t> arrived;         // at barriers, over all of them
-    std::atomic<uint32_t> generation;      // barriers that are over
+    std::atomic<uint32_t> nodes_finished;
+    std::atomic<uint32_t> over;        // 1: all have
+    std::atomic<uint32_t> entered;     // ranks that have come to start()
+    std::atomic<uint32_t> started;     // 1: all have
+    std::atomic<uint32_t> arrived;     // at barriers, over all of them
+    std::atomic<uint32_t> generation;  // barriers that are over
     std::atomic<uint32_t> decision;
     std::atomic<uint32_t> finished;
     int32_t code;
@@ -77,7 +79,7 @@ class StepControl {
   };
 
   // Between leaders.
-  enum class Kind : uint32_t { kIn = 1, kPrepared, kCancelled, kCommitted };
+  enum class Kind : uint32_t { kIn = 1, kPrepared, kCancelled, kCommitted, kFinished };
   struct Message {
     uint32_t attempt;
     Kind kind;
@@ -100,6 +102,7 @@ class StepControl {
   void apply(const Message& message);
   void node_is_in(Slot& s);
   void node_is_prepared(uint32_t attempt);
+  void node_has_finished(Slot& s);
   Status settle();
   static bool cancel_slot(Slot& s, uint32_t from, int32_t code, int32_t rank,
                           std::string_view reason);

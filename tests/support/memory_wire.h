@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <utility>
 
@@ -36,6 +37,8 @@ class MemoryWire final : public comm::Wire {
   MemoryWire(int rank, std::shared_ptr<Exchange> exchange, std::function<Status()> check)
       : rank_(rank), exchange_(std::move(exchange)), check_(std::move(check)) {}
 
+  ~MemoryWire() override { MemoryWire::close(); }
+
   const char* name() const override { return "memory"; }
 
   Result<Pending> send(int rank, uint64_t tag, const void* data, int64_t bytes) override {
@@ -59,7 +62,14 @@ class MemoryWire final : public comm::Wire {
       lock.unlock();
       AMXT_TRY(check_());
       lock.lock();
-      if (!own->done && exchange_->lost >= 0) return gone();
+      if (!own->done && exchange_->lost >= 0) {
+        // A reason is given time to come, as a real wire does.
+        lock.unlock();
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        AMXT_TRY(check_());
+        lock.lock();
+        return gone();
+      }
       if (!own->done) exchange_->changed.wait_for(lock, std::chrono::milliseconds(10));
     }
     return {};

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <random>
 
 #include "step_job.h"
 
@@ -247,6 +248,49 @@ TEST_P(StepNodesTransaction, ADeadlineInTheMiddleEndsTheStepOnAll) {
         (void)batch;
       },
       Code::kTimeout, "deadline");
+}
+
+// Whenever a deadline passes, in a wait for a layer, for parts of a gradient or for the word, all ranks leave the same way and go on together.
+TEST_P(StepNodesTransaction, DeadlinesAtAnyMomentEndTheStepAlikeOnAll) {
+  const int world = static_cast<int>(GetParam().size());
+  constexpr int kAttempts = 60;
+  const unsigned seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  std::vector<int64_t> deadline_ns;
+  for (int i = 0; i < kAttempts; ++i) deadline_ns.push_back(random() % 30'000'000);
+  std::vector<std::vector<Code>> codes(kAttempts, std::vector<Code>(static_cast<size_t>(world)));
+  std::vector<double> losses(static_cast<size_t>(world));
+  ThreadGroups groups(GetParam());
+  groups.run([&](comm::Group& group) {
+    Job<bf16> job(golden_path("llama3_1"), group, golden_options(T_, 1, kGlobalBatch / world));
+    int64_t taken = 0;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      const auto at = static_cast<size_t>(attempt);
+      train::StepControl::Limits limits;
+      if (group.rank() == attempt % world) limits.deadline = Deadline::after(deadline_ns[at]);
+      train::StepInput input;
+      input.step = input.update = taken + 1;
+      input.learning_rate = 1e-3;
+      const auto result =
+          job.runner().step(part_of_batch(golden_, taken % 4, world, group.rank()), input, limits);
+      taken += result.ok();
+      codes[at][static_cast<size_t>(group.rank())] =
+          result.ok() ? Code::kOk : result.error().code();
+      if (!result.ok() && result.error().code() != Code::kTimeout) {
+        ADD_FAILURE() << "rank " << group.rank() << ", attempt " << attempt << ": "
+                      << result.error().message();
+        return;
+      }
+    }
+    losses[static_cast<size_t>(group.rank())] =
+        job.step(part_of_batch(golden_, 1, world, group.rank()), taken + 1, 1e-3).loss;
+  });
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    const auto& all = codes[static_cast<size_t>(attempt)];
+    EXPECT_EQ(all, std::vector<Code>(all.size(), all[0])) << "attempt " << attempt;
+  }
+  EXPECT_EQ(losses, std::vector<double>(losses.size(), losses[0]));
 }
 
 TEST_P(StepNodesTransaction, ANanIsNamedOnAll) {
