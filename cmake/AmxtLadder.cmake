@@ -79,7 +79,7 @@ endfunction()
 
 # libamxtrain-gloo.so: the only file that knows Gloo, beside the library and beside the unit tests.
 function(amxt_add_gloo_module)
-  if(NOT AMXT_HAVE_GLOO)
+  if(NOT AMXT_HAVE_GLOO OR AMXT_BUILD_FUZZERS)
     return()
   endif()
   set(map "${PROJECT_SOURCE_DIR}/src/comm/gloo/gloo_module.map")
