@@ -35,7 +35,7 @@ int64_t GradientExchange::bytes_needed(const Layout& layout, const comm::Nodes& 
 }
 
 GradientExchange::GradientExchange(const Layout* layout, Traffic* traffic, DType dtype)
-    : layout_(layout), traffic_(traffic), dtype_(dtype) {
+    : traffic_(traffic), dtype_(dtype) {
   owners_.push_back(traffic->rank());
   owners_.insert(owners_.end(), traffic->served().begin(), traffic->served().end());
   for (const int owner : owners_) {

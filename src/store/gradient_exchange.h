@@ -55,7 +55,6 @@ class GradientExchange {
   Status complete(int set, Poll poll);
   std::byte* received(int set, int node) const;
 
-  const Layout* layout_;
   Traffic* traffic_;
   DType dtype_;
   std::vector<int> owners_;
