@@ -1,0 +1,77 @@
+// bf16 products of a linear layer whose weight lies in the blocked order (blocked_layout.h): forward, gradient of the input, gradient of the
+// weight. Activations are row-major and packed in the call; the weight is read, and its gradient written, as it lies.
+//
+// Legend: T tokens, N output features, K input features. Sums are in fp32. An element of a result is one sum over the contracted index
+// in an order that the instruction set fixes (32 at a time with tiles, else two): its bits never depend on threads, nor on which other rows
+// and columns the call computes. What is added to (accumulate) is added last.
+//
+// Denormals: bf16 denormals count as zero, and denormal sums become zero, as the instructions define.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/bf16.h"
+#include "base/buffer.h"
+#include "base/cpu.h"
+#include "base/result.h"
+#include "base/thread_pool.h"
+#include "kernels/gemm_blocked_kernel.h"
+
+namespace amxt::kernels {
+
+// Methods are called by one thread at a time, like ThreadPool::run. The first call with a shape may take scratch; later ones allocate
+// nothing. The only failure is memory. A sum over no elements is 0.
+class BlockedGemm {
+ public:
+  // The best kernel that `isa` allows, of AMX and AVX512_BF16; kUnsupported below. `pool` outlives the object.
+  static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, Isa isa);
+  // Packed activations take two buffers of about `scratch_bytes` at most: longer ones are multiplied in parts.
+  static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, const BlockedKernel& kernel,
+                                                     int64_t scratch_bytes = int64_t{64} << 20);
+
+  // Y[T,N] = X[T,K] W[N,K]^T. Y is bf16, or float (logits) in the second form.
+  Status forward(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx, const bf16* w,
+                 bf16* y, int64_t ldy);
+  Status forward_float(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx, const bf16* w,
+                       float* y, int64_t ldy);
+
+  // dX[T,K] = dY[T,N] W[N,K] (+ dX when accumulate).
+  Status grad_input(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy, const bf16* w,
+                    bf16* dx, int64_t lddx);
+  Status grad_input_float(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
+                          const bf16* w, float* dx, int64_t lddx, bool accumulate);
+
+  // dW[N,K] = dY[T,N]^T X[T,K] (+ dW when accumulate), blocked. Where the order has no element of dW, zeros are stored or added.
+  Status grad_weight(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy, const bf16* x,
+                     int64_t ldx, bf16* dw);
+  Status grad_weight_float(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
+                           const bf16* x, int64_t ldx, float* dw, bool accumulate);
+
+  const std::string& name() const { return name_; }
+
+ private:
+  BlockedGemm(ThreadPool* pool, const BlockedKernel& kernel, int64_t scratch_bytes);
+
+  Result<PackedOperand> pack(PackPanels pack_panels, const RowMajor& from, int64_t panels,
+                             int64_t steps, Buffer* to);
+  void multiply(const BlockedProduct& product, PackedOperand a, int64_t a_panels, PackedOperand b,
+                int64_t b_panels, int64_t steps, const ResultPlace& result);
+  Status forward_to(int64_t T, int64_t K, const bf16* x, int64_t ldx, const bf16* w, ResultPlace y);
+  Status grad_input_to(int64_t T, int64_t N, const bf16* dy, int64_t lddy, const bf16* w,
+                       ResultPlace dx);
+  Status grad_weight_to(int64_t T, const bf16* dy, int64_t lddy, const bf16* x, int64_t ldx,
+                        ResultPlace dw);
+
+  int64_t rows_at_once(int64_t columns) const;
+
+  ThreadPool* pool_;
+  const BlockedKernel& kernel_;
+  int64_t scratch_bytes_;
+  std::string name_;
+  Buffer first_, second_;  // packed activations
+  Buffer blocks_;          // sums and converted weights of each thread
+};
+
+}  // namespace amxt::kernels
