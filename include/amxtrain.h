@@ -2407,6 +2407,31 @@ AMXT_API amxt_status amxt_preview_trainer_gradients(amxt_trainer* trainer, const
 AMXT_API amxt_status amxt_preview_bench_peak(amxt_runtime* runtime, char** json, int64_t timeout_ns,
                                              amxt_error* err);
 
+/**
+ * Runs a benchmark on random data. "peak" is amxt_preview_bench_peak(). "gemm" times the matrix
+ * products of a linear layer, Y[T,N] = X[T,K] W[N,K]^T and both gradients, by each implementation
+ * that the library has, in turn, with the limit of the same run. It takes the options "shapes", an
+ * array of [T, N, K], and "repeat", rounds of each; and gives "isa", "threads", "repeat", "data",
+ * "peak" ("name", "tflops"), "skipped" (implementations, and why), "products", an array of "form",
+ * "implementation", "T", "N", "K", "flop", "bytes", "seconds" (median), "seconds_least",
+ * "seconds_most", "cpu_seconds", "tflops", "ratio_to_peak" and "cpu_ratio_to_peak", and "means", the
+ * geometric means of each implementation over all shapes of forward, grad_input and grad_weight. The
+ * ratios called cpu are of processor time: those of a busy machine.
+ *
+ * @param[in] runtime the runtime.
+ * @param[in] name "gemm" or "peak".
+ * @param[in] options a JSON object, or NULL for the defaults.
+ * @param[out] json the text; the caller ends it with amxt_string_destroy().
+ * @param[in] timeout_ns deadline.
+ * @param[out] err optional.
+ * @return AMXT_OK; AMXT_E_INVALID_ARGUMENT; AMXT_E_FORMAT for options that are no JSON;
+ *         AMXT_E_OUT_OF_MEMORY; AMXT_E_TIMEOUT; AMXT_E_CANCELLED.
+ * Thread-safety: yes. Blocking: yes. Collective: no. Since: 0.1
+ */
+AMXT_API amxt_status amxt_preview_bench(amxt_runtime* runtime, const char* name,
+                                        const char* options, char** json, int64_t timeout_ns,
+                                        amxt_error* err);
+
 #endif /* AMXT_ENABLE_PREVIEW */
 
 #ifdef __cplusplus

@@ -1,7 +1,13 @@
 // Section 13 of the header: what has nothing to do with a trainer.
 #define AMXT_ENABLE_PREVIEW
+#include <fmt/format.h>
+
+#include <string_view>
+
 #include "base/cpu.h"
+#include "base/text.h"
 #include "capi/handles.h"
+#include "train/bench_gemm.h"
 #include "train/bench_peak.h"
 
 using namespace amxt;
@@ -9,8 +15,23 @@ using namespace amxt::capi;
 
 namespace {
 
-Status bench_peak(amxt_runtime* runtime, char** json, int64_t timeout_ns) {
+Result<std::string> bench_named(std::string_view name, const char* options, int threads, bool pin,
+                                const train::BenchLimits& limits) {
+  if (name == "gemm") return train::bench_gemm(options ? options : "", threads, pin, limits);
+  if (name != "peak") {
+    return Error(Code::kInvalidArgument,
+                 fmt::format("name is {}, and must be one of gemm, peak", quote(name)));
+  }
+  if (options != nullptr) {
+    return Error(Code::kInvalidArgument, "options must be NULL: peak has none");
+  }
+  return train::bench_peak(threads, pin, limits);
+}
+
+Status bench(amxt_runtime* runtime, const char* name, const char* options, char** json,
+             int64_t timeout_ns) {
   AMXT_TRY(usable(runtime, "runtime"));
+  AMXT_TRY(require(name, "name"));
   AMXT_TRY(require(json, "json"));
   const RuntimeState& state = *runtime->state;
   Call call(*runtime->state, timeout_ns);
@@ -20,8 +41,8 @@ Status bench_peak(amxt_runtime* runtime, char** json, int64_t timeout_ns) {
   std::string text;
   const std::shared_ptr<train::Operation> operation =
       engine->submit([&](const std::atomic<bool>&) -> Status {
-        AMXT_ASSIGN(text, train::bench_peak(threads, state.pin.value_or(true), call.deadline(),
-                                            call.cancel_flag()));
+        AMXT_ASSIGN(text, bench_named(name, options, threads, state.pin.value_or(true),
+                                      {call.deadline(), call.cancel_flag()}));
         return {};
       });
   AMXT_TRY(operation->wait(Deadline::never()));
@@ -33,5 +54,11 @@ Status bench_peak(amxt_runtime* runtime, char** json, int64_t timeout_ns) {
 
 extern "C" amxt_status amxt_preview_bench_peak(amxt_runtime* runtime, char** json,
                                                int64_t timeout_ns, amxt_error* err) {
-  return guarded(err, [&] { return bench_peak(runtime, json, timeout_ns); });
+  return guarded(err, [&] { return bench(runtime, "peak", nullptr, json, timeout_ns); });
+}
+
+extern "C" amxt_status amxt_preview_bench(amxt_runtime* runtime, const char* name,
+                                          const char* options, char** json, int64_t timeout_ns,
+                                          amxt_error* err) {
+  return guarded(err, [&] { return bench(runtime, name, options, json, timeout_ns); });
 }

@@ -55,9 +55,11 @@ class Gemm {
                                   const E* w, int64_t ldw, float* dx, int64_t lddx,
                                   bool accumulate) = 0;
 
-  // dW[N,K] = dY[T,N]^T X[T,K] (+ dW when accumulate).
+  // dW[N,K] = dY[T,N]^T X[T,K] (+ dW when accumulate). The second form rounds to E and stores once.
   virtual Status grad_weight(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x,
                              int64_t ldx, float* dw, int64_t lddw, bool accumulate) = 0;
+  virtual Status grad_weight_rounded(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy,
+                                     const E* x, int64_t ldx, E* dw, int64_t lddw) = 0;
 
   // The ordered list with reasons; the taken one has an empty reason.
   const std::vector<GemmCandidate>& candidates() const { return candidates_; }

@@ -10,10 +10,12 @@ class DotProducts {
 
   void multiply(const bf16* a, const bf16* b, int64_t steps, bool from_zero, float* sums,
                 Ahead ahead) {
-    // A line of each a step and strip: what a call has to ask for of blocks of 8 x 8 panels.
+    // A line of each operand a step and strip, two of the result: what a call has to ask for of blocks of 8 x 8 panels.
     for (int64_t row = 0; row < 32; row += kRows) {
-      strip(a + row * 32, b, steps, from_zero, sums + row / 16 * 512 + row % 16 * 16,
-            {ahead.first + row * 32, ahead.second + row * 32});
+      strip(a + row * 32, b, steps, from_zero, sums + row / 16 * 512 + row % 16 * 16, ahead);
+      ahead.first += kGroupSteps * kLine;
+      ahead.second += kGroupSteps * kLine;
+      if (ahead.result != nullptr) ahead.result = lines_behind(ahead.result, 2 * kGroupSteps);
     }
   }
   void finish() {}
@@ -30,8 +32,13 @@ class DotProducts {
       sum[i][1] = from_zero ? _mm512_setzero_ps() : _mm512_load_ps(sums + 256 + i * 16);
     }
     for (int64_t step = 0; step < steps; ++step, a += kBlock, b += kBlock) {
-      _mm_prefetch(ahead.first + step * 32, _MM_HINT_T1);
-      _mm_prefetch(ahead.second + step * 32, _MM_HINT_T1);
+      _mm_prefetch(ahead.second + step * kLine, _MM_HINT_T1);
+      if (ahead.result == nullptr) {
+        _mm_prefetch(ahead.first + step * kLine, _MM_HINT_T1);
+      } else {
+        _mm_prefetch(lines_behind(ahead.result, 2 * step), _MM_HINT_T1);
+        _mm_prefetch(lines_behind(ahead.result, 2 * step + 1), _MM_HINT_T1);
+      }
 #pragma GCC unroll 4
       for (int64_t pair = 0; pair < 16; ++pair) {
         const auto low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(b + pair * 32));

@@ -21,11 +21,17 @@ inline const bf16* panel_of(const PackedOperand& operand, int64_t step, int64_t 
   return operand.data + step / kGroupSteps * operand.group_stride + panel * operand.panel_stride;
 }
 
-// What later calls will read, from here on: the backend asks for it a few lines at a time. Each call has its part of the next group of
-// the first operand and of the next panel of the second.
+// What later calls will touch, from here on: the backend asks for it a few lines at a time. Each call has its part of the next group of the
+// first operand and of the next panel of the second, and in the last group the 4 KiB where its sums will be stored, if they lie
+// together.
 struct Ahead {
   const bf16 *first, *second;
+  const void* result;  // or null
 };
+
+inline const char* lines_behind(const void* at, int64_t lines) {
+  return static_cast<const char*>(at) + lines * 64;
+}
 
 // The first operand as it was packed.
 struct PackedFirst {
@@ -80,7 +86,8 @@ void multiply_block(const SumBlock& block, First first, const Store& store_sums)
                                           : panel_of(block.b, next_step, block.n_begin);
       for (int64_t m = block.m_begin; m < block.m_end; ++m) {
         const Ahead ahead{first.ahead(next_step, m, (n - block.n_begin) * kPanelStride / n_panels),
-                          next_second + (m - block.m_begin) * kPanelStride / m_panels};
+                          next_second + (m - block.m_begin) * kPanelStride / m_panels,
+                          finishes ? store_sums.destination(m, n) : nullptr};
         backend.multiply(first.panel(m), second, steps, step == 0, sums_of(m, n), ahead);
         if (last_m >= 0) store_sums(sums_of(last_m, last_n), last_m, last_n);
         if (finishes) {

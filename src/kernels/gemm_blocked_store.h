@@ -1,5 +1,6 @@
 // What becomes of 32 x 32 finished sums, four tiles of 16 x 16 (00, 01, 10, 11): functors called with the sums and their panels. What a
-// product fuses (bias, residual, SwiGLU) is one more functor of this kind.
+// product fuses (bias, residual, SwiGLU) is one more functor of this kind. destination() is where 4 KiB together will be
+// touched, which are worth asking for before (fp32 dW at T = 512: from 77% to 88% of the peak on AVX512_BF16, bf16 from 84% to 89%), or null.
 #pragma once
 
 #include "kernels/gemm_blocked_kernel.h"
@@ -31,6 +32,8 @@ template <typename E, bool kAccumulate>
 struct StoreRows {
   ResultPlace y;
 
+  static const void* destination(int64_t, int64_t) { return nullptr; }
+
   void operator()(const float* sums, int64_t m, int64_t n) const {
     const int64_t rows = at_most(32, y.rows - m * 32), columns = y.columns - n * 32;
     E* to = static_cast<E*>(y.data) + m * 32 * y.ld + n * 32;
@@ -51,6 +54,8 @@ struct StoreRows {
 template <typename E, bool kAccumulate>
 struct StoreTransposed {
   ResultPlace y;
+
+  static const void* destination(int64_t, int64_t) { return nullptr; }
 
   void operator()(const float* sums, int64_t m, int64_t n) const {
     for (int64_t half = 0; half < 2; ++half) {
@@ -86,12 +91,15 @@ template <typename E, bool kAccumulate>
 struct StoreBlocked {
   ResultPlace dw;  // rows n, columns k, ld the elements of a panel
 
+  E* block(int64_t m, int64_t n) const { return static_cast<E*>(dw.data) + n * dw.ld + m * 1024; }
+  const void* destination(int64_t m, int64_t n) const { return block(m, n); }
+
   void operator()(const float* sums, int64_t m, int64_t n) const {
     alignas(64) static constexpr int32_t kLow[16] = {0, 16, 1, 17, 2, 18, 3, 19,
                                                      4, 20, 5, 21, 6, 22, 7, 23};
     const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
     const int64_t rows = dw.rows - n * 32, columns = dw.columns - m * 32;
-    E* to = static_cast<E*>(dw.data) + n * dw.ld + m * 1024;
+    E* to = block(m, n);
     for (int64_t half = 0; half < 2; ++half) {
       const __mmask16 in_rows = first_of_16(rows - half * 16);
       for (int64_t k = 0; k < 32; k += 2, to += 32) {

@@ -33,12 +33,11 @@ class TileProducts {
     for (int64_t step = 1; step < steps; ++step) {
       a += kBlock;
       b += kBlock;
-      ahead.first += kAheadFirst * kLine;
-      ahead.second += kAheadSecond * kLine;
+      advance(&ahead);
       Tiles::template load<6>(b);
       Tiles::template load<4>(a);
       Tiles::template multiply_add<0, 4, 6>();
-      ask<kAheadFirst>(ahead.first);
+      ask_first(ahead);
       Tiles::template load<7>(b + kTile);
       Tiles::template multiply_add<1, 4, 7>();
       Tiles::template load<5>(a + kTile);
@@ -61,10 +60,26 @@ class TileProducts {
   // Lines a step: a call's part of the next group, and of the next panel.
   static constexpr int kAheadFirst = 32 / kNPanels, kAheadSecond = 32 / kMPanels;
 
+  static constexpr int kAheadResult = 64 / kGroupSteps;
+
   template <int kLines>
-  static void ask(const bf16* from) {
+  static void ask(const void* from) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kLines; ++i) _mm_prefetch(from + i * kLine, _MM_HINT_T1);
+    for (int i = 0; i < kLines; ++i) {
+      _mm_prefetch(lines_behind(from, i), _MM_HINT_T1);
+    }
+  }
+  static void ask_first(const Ahead& ahead) {
+    if (ahead.result != nullptr) {
+      ask<kAheadResult>(ahead.result);
+    } else {
+      ask<kAheadFirst>(ahead.first);
+    }
+  }
+  static void advance(Ahead* ahead) {
+    ahead->first += kAheadFirst * kLine;
+    ahead->second += kAheadSecond * kLine;
+    if (ahead->result != nullptr) ahead->result = lines_behind(ahead->result, kAheadResult);
   }
 
   // Stores what is left of the call before from this tile, and begins with it.
@@ -82,7 +97,7 @@ class TileProducts {
   void first_step(const bf16* a, const bf16* b, const float* sums, Ahead ahead) {
     Tiles::template load<6>(b);
     Tiles::template load<4>(a);
-    ask<kAheadFirst>(ahead.first);
+    ask_first(ahead);
     begin<0, kFromZero>(sums);
     Tiles::template multiply_add<0, 4, 6>();
     Tiles::template load<7>(b + kTile);

@@ -61,6 +61,10 @@ class FmaGemm final : public Gemm<E> {
     return multiply<float>(N, K, T, {dy, lddy, Lay::kAcross}, {x, ldx, Lay::kAcross}, dw, lddw,
                            accumulate);
   }
+  Status grad_weight_rounded(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy, const E* x,
+                             int64_t ldx, E* dw, int64_t lddw) override {
+    return multiply<E>(N, K, T, {dy, lddy, Lay::kAcross}, {x, ldx, Lay::kAcross}, dw, lddw, false);
+  }
   bool one_order() const override { return true; }
 
  private:

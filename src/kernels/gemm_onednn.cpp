@@ -177,6 +177,10 @@ class OnednnGemm final : public Gemm<bf16> {
                      int64_t ldx, float* dw, int64_t lddw, bool accumulate) override {
     return multiply({Product::kGradWeight, N, K, T, lddy, ldx, lddw, true, accumulate}, dy, x, dw);
   }
+  Status grad_weight_rounded(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
+                             const bf16* x, int64_t ldx, bf16* dw, int64_t lddw) override {
+    return multiply({Product::kGradWeight, N, K, T, lddy, ldx, lddw, false, false}, dy, x, dw);
+  }
   bool one_order() const override { return false; }
 
  private:

@@ -18,18 +18,22 @@
 #include "kernels/peak_kernel.h"
 
 namespace amxt::kernels {
-namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-struct Loop {
+struct ComputePeak::Loop {
   const char* name;
   Isa needs;
   bool bf16_data;
   PeakLoop run;
 };
+
+namespace {
+
+using Loop = ComputePeak::Loop;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
 constexpr Loop kLoops[] = {{"amx bf16", Isa::kAmx, true, peak_bf16_amx},
                            {"avx512 bf16", Isa::kAvx512Bf16, true, peak_bf16_avx512},
                            {"avx512 fp32", Isa::kAvx512, false, peak_fp32_avx512},
@@ -65,30 +69,11 @@ void fill(const Loop& loop, uint64_t seed, std::byte* to) {
 }
 
 Result<double> measure_loop(ThreadPool& pool, const Loop& loop, const PeakOptions& options) {
-  const int threads = pool.threads();
-  AMXT_ASSIGN(const Buffer data, Buffer::allocate(threads * kPeakBytes, "operands of the peak"));
-  for (int i = 0; i < threads; ++i) {
-    fill(loop, static_cast<uint64_t>(i), data.data() + i * kPeakBytes);
-  }
-  std::vector<float> sinks(static_cast<size_t>(threads) * 16);  // a cache line each
-  std::vector<double> flops(static_cast<size_t>(threads));
-  const auto sample = [&](int64_t rounds) {
-    const double seconds = seconds_of(pool, [&](int64_t i) {
-      const size_t thread = static_cast<size_t>(i);
-      flops[thread] = loop.run(data.data() + i * kPeakBytes, rounds, &sinks[thread * 16]);
-    });
-    return seconds;
-  };
-  // The first, short run wakes the wide units; the second says how many rounds fill a sample.
-  sample(100);
-  constexpr int64_t kTrial = 2000;
-  const double trial = std::max(sample(kTrial), 1e-6);
-  const int64_t rounds =
-      std::max<int64_t>(kTrial, static_cast<int64_t>(kTrial * options.seconds / trial));
+  AMXT_ASSIGN(ComputePeak peak, ComputePeak::create(&pool, loop, options.seconds));
   double best = 0;
   for (int i = 0; i < options.samples; ++i) {
-    const double seconds = sample(rounds);
-    best = std::max(best, flops[0] * threads / seconds / 1e12);
+    const ComputePeak::Sample sample = peak.sample();
+    best = std::max(best, sample.flop / sample.seconds / 1e12);
   }
   return best;
 }
@@ -186,6 +171,41 @@ Status measure_triad(ThreadPool& pool, const PeakOptions& options, PeakReport* r
 }
 
 }  // namespace
+
+Result<ComputePeak> ComputePeak::create(ThreadPool* pool, Isa isa, double seconds) {
+  const Loop* loop = kLoops;
+  while (loop->needs > isa) ++loop;
+  return create(pool, *loop, seconds);
+}
+
+Result<ComputePeak> ComputePeak::create(ThreadPool* pool, const Loop& loop, double seconds) {
+  const int threads = pool->threads();
+  ComputePeak peak(pool, loop);
+  AMXT_ASSIGN(peak.data_, Buffer::allocate(threads * kPeakBytes, "operands of the peak"));
+  for (int i = 0; i < threads; ++i) {
+    fill(loop, static_cast<uint64_t>(i), peak.data_.data() + i * kPeakBytes);
+  }
+  peak.sinks_.resize(static_cast<size_t>(threads) * 16);  // a cache line each
+  // The first, short run wakes the wide units; the second says how many rounds fill a sample.
+  peak.rounds_ = 100;
+  peak.sample();
+  constexpr int64_t kTrial = 2000;
+  peak.rounds_ = kTrial;
+  const double trial = std::max(peak.sample().seconds, 1e-6);
+  peak.rounds_ = std::max<int64_t>(kTrial, static_cast<int64_t>(kTrial * seconds / trial));
+  return peak;
+}
+
+const char* ComputePeak::name() const { return loop_->name; }
+
+ComputePeak::Sample ComputePeak::sample() {
+  std::vector<double> flop(sinks_.size() / 16);
+  const double seconds = seconds_of(*pool_, [&](int64_t i) {
+    const size_t thread = static_cast<size_t>(i);
+    flop[thread] = loop_->run(data_.data() + i * kPeakBytes, rounds_, &sinks_[thread * 16]);
+  });
+  return {flop[0] * static_cast<double>(flop.size()), seconds};
+}
 
 Result<PeakReport> measure_peak(const PeakOptions& options) {
   if (options.threads < 1 || options.samples < 1 || !(options.seconds > 0) ||

@@ -7,8 +7,10 @@
 #include <string>
 #include <vector>
 
+#include "base/buffer.h"
 #include "base/cpu.h"
 #include "base/result.h"
+#include "base/thread_pool.h"
 
 namespace amxt::kernels {
 
@@ -32,6 +34,30 @@ struct PeakReport {
   // a = b + s c, three arrays counted, in GB/s (10^9).
   std::vector<double> triad_gb_per_second, triad_huge_gb_per_second;
   bool huge_pages = false;  // the second figures were really taken on huge pages
+};
+
+// The limit of products alone, a sample at a time: for benchmarks that take turns with it.
+class ComputePeak {
+ public:
+  struct Loop;
+  struct Sample {
+    double flop, seconds;  // of all threads together; from the first start to the last end
+  };
+
+  // The widest loop that `isa` allows. A sample takes about `seconds`; `pool` outlives the object.
+  static Result<ComputePeak> create(ThreadPool* pool, Isa isa, double seconds);
+  static Result<ComputePeak> create(ThreadPool* pool, const Loop& loop, double seconds);
+  const char* name() const;
+  Sample sample();
+
+ private:
+  ComputePeak(ThreadPool* pool, const Loop& loop) : pool_(pool), loop_(&loop) {}
+
+  ThreadPool* pool_;
+  const Loop* loop_;
+  Buffer data_;
+  std::vector<float> sinks_;
+  int64_t rounds_ = 0;
 };
 
 // kInvalidArgument for a nonsensical option, kOutOfMemory for the arrays.

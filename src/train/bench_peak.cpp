@@ -14,38 +14,18 @@ namespace amxt::train {
 
 namespace {
 
-struct Limits {
-  Deadline deadline;
-  const std::atomic<bool>* cancel;
-
-  Status check() const {
-    if (cancel != nullptr && cancel->load()) return Error(Code::kCancelled, "cancelled");
-    if (deadline.passed()) return Error(Code::kTimeout, "not done by the deadline");
-    return {};
-  }
-};
-
 constexpr int64_t kMinimumNs = 500'000'000;
-
-// Full mantissas of magnitude 0.5 to 1 and both signs: products of zeros, or of few bits, take less power and run faster.
-uint32_t next_random(uint64_t* state) {
-  *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-  return static_cast<uint32_t>(*state >> 32);
-}
 
 template <typename E>
 std::vector<E> random_values(int64_t count, uint64_t seed) {
   std::vector<E> values(static_cast<size_t>(count));
-  for (E& value : values) {
-    const float unit = static_cast<float>(next_random(&seed)) * 0x1p-32f;
-    value = from_float<E>((unit < 0.5f ? -1.0f : 1.0f) * (0.5f + 0.5f * unit));
-  }
+  fill_random(values.data(), count, seed);
   return values;
 }
 
 // Seconds of one call, the best of those within half a second: neighbours only ever slow it down.
 template <typename F>
-Result<double> best_seconds(const Limits& limits, F&& call) {
+Result<double> best_seconds(const BenchLimits& limits, F&& call) {
   AMXT_TRY(call());  // prepares what the first one needs
   int64_t best = INT64_MAX;
   for (const int64_t begin = monotonic_ns(); monotonic_ns() - begin < kMinimumNs;) {
@@ -57,7 +37,7 @@ Result<double> best_seconds(const Limits& limits, F&& call) {
   return static_cast<double>(best) * 1e-9;
 }
 
-Result<double> memory_read(ThreadPool& pool, const Limits& limits) {
+Result<double> memory_read(ThreadPool& pool, const BenchLimits& limits) {
   constexpr int64_t kElements = int64_t{64} << 20;  // 512 MiB
   constexpr int64_t kBlock = int64_t{1} << 17;
   std::vector<uint64_t> data(static_cast<size_t>(kElements));
@@ -81,7 +61,7 @@ Result<double> memory_read(ThreadPool& pool, const Limits& limits) {
 constexpr int64_t kTokens = 2048, kOut = 3584, kIn = 4096;
 
 template <typename E>
-Status measure_products(ThreadPool& pool, Isa isa, const char* dtype, const Limits& limits,
+Status measure_products(ThreadPool& pool, Isa isa, const char* dtype, const BenchLimits& limits,
                         Json* products) {
   AMXT_ASSIGN(const std::unique_ptr<kernels::Gemm<E>> gemm, kernels::Gemm<E>::create(&pool, isa));
   const std::vector<E> x = random_values<E>(kTokens * kIn, 1), w = random_values<E>(kOut * kIn, 2),
@@ -117,16 +97,9 @@ Status measure_products(ThreadPool& pool, Isa isa, const char* dtype, const Limi
 
 }  // namespace
 
-Result<std::string> bench_peak(int threads, bool pin, Deadline deadline,
-                               const std::atomic<bool>* cancel) {
-  const Limits limits{deadline, cancel};
+Result<std::string> bench_peak(int threads, bool pin, const BenchLimits& limits) {
   AMXT_ASSIGN(const CpuIsa* isa, cpu_isa());
-  ThreadPool::Options options;
-  options.threads = threads;
-  const std::vector<int> cpus = cpu_limits().affinity;
-  if (pin && static_cast<int>(cpus.size()) >= threads)
-    options.cpus.assign(cpus.begin(), cpus.begin() + threads);
-  AMXT_ASSIGN(const std::unique_ptr<ThreadPool> pool, ThreadPool::create(options));
+  AMXT_ASSIGN(const std::unique_ptr<ThreadPool> pool, bench_pool(threads, pin));
   AMXT_ASSIGN(const double memory, memory_read(*pool, limits));
   Json products = Json::array();
   AMXT_TRY(measure_products<bf16>(*pool, isa->chosen, "bfloat16", limits, &products));

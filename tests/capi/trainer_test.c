@@ -696,6 +696,40 @@ static void peak_can_be_cancelled_and_has_a_deadline(void** state) {
   fixture_free(f);
 }
 
+static void benchmarks_are_named_and_their_options_checked(void** state) {
+  struct fixture* f = fixture_new();
+  char* json = NULL;
+  (void)state;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "one of gemm, peak",
+        amxt_preview_bench(f->runtime, "gem", NULL, &json, AMXT_FOREVER, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "name is NULL",
+        amxt_preview_bench(f->runtime, NULL, NULL, &json, AMXT_FOREVER, &err));
+  FAILS(AMXT_E_INVALID_ARGUMENT, "peak has none",
+        amxt_preview_bench(f->runtime, "peak", "{}", &json, AMXT_FOREVER, &err));
+  FAILS(AMXT_E_TIMEOUT, "", amxt_preview_bench(f->runtime, "gemm", NULL, &json, AMXT_POLL, &err));
+  static const char* const wrong[] = {"[]",
+                                      "{\"shape\": [[1,2,3]]}",
+                                      "{\"shapes\": []}",
+                                      "{\"shapes\": [[1,2]]}",
+                                      "{\"shapes\": [[1,2,0]]}",
+                                      "{\"shapes\": [[1,2,3.5]]}",
+                                      "{\"shapes\": [[1,2,1048577]]}",
+                                      "{\"repeat\": 0}",
+                                      "{\"repeat\": \"5\"}"};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+    FAILS(AMXT_E_INVALID_ARGUMENT, "bench gemm: ",
+          amxt_preview_bench(f->runtime, "gemm", wrong[i], &json, AMXT_FOREVER, &err));
+  }
+  FAILS(AMXT_E_FORMAT, "", amxt_preview_bench(f->runtime, "gemm", "{", &json, AMXT_FOREVER, &err));
+  assert_null(json);
+  assert_int_equal(amxt_preview_bench(f->runtime, "gemm", "{\"shapes\": [[3,5,7]], \"repeat\": 1}",
+                                      &json, AMXT_FOREVER, NULL),
+                   AMXT_OK);
+  assert_non_null(strstr(json, "\"grad_weight_added\""));
+  amxt_string_destroy(json);
+  fixture_free(f);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_step_lowers_the_loss_and_moves_the_weights),
@@ -725,6 +759,7 @@ int main(void) {
       cmocka_unit_test(a_trainer_outlives_its_parents),
       cmocka_unit_test(null_trainers_are_refused),
       cmocka_unit_test(peak_can_be_cancelled_and_has_a_deadline),
+      cmocka_unit_test(benchmarks_are_named_and_their_options_checked),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-// amxtrain bench collectives: rows for people and for programs, over each transport.
+// amxtrain bench collectives and gemm: rows for people and for programs.
+#include <map>
 #include <sstream>
 
 #include "ranks/command.h"
@@ -80,6 +81,65 @@ TEST_F(CommandBench, BadSizesAreRefused) {
     const Finished finished = amxtrain(Arguments{"bench", "collectives"} + wrong);
     EXPECT_EQ(finished.code, 2) << finished;
     EXPECT_EQ(error_lines(finished.err).size(), 1u) << finished;
+  }
+}
+
+const Arguments kGemm{"bench", "gemm", "--threads", "2", "--repeat", "3", "--shape", "65,96,130"};
+
+TEST_F(CommandBench, GemmMeasuresEachFormByEachImplementation) {
+  const Finished finished = amxtrain(kGemm + Arguments{"--shape", "32,64,64", "--json"});
+  ASSERT_EQ(finished.code, 0) << finished;
+  const Json result = Json::parse(finished.out);
+  EXPECT_EQ(result.at("threads"), 2);
+  EXPECT_EQ(result.at("repeat"), 3);
+  EXPECT_EQ(result.at("data"), "random");
+  const double peak = result.at("peak").at("tflops").get<double>();
+  EXPECT_GT(peak, 0);
+
+  std::map<std::string, std::set<std::string>> forms;  // by implementation
+  for (const Json& row : result.at("products")) {
+    const bool first = row.at("T") == 65;
+    forms[row.at("implementation").get<std::string>()].insert(row.at("form").get<std::string>());
+    EXPECT_EQ(row.at("N"), first ? 96 : 64) << row;
+    EXPECT_EQ(row.at("K"), first ? 130 : 64) << row;
+    const double flop = 2.0 * (first ? 65 * 96 * 130 : 32 * 64 * 64);
+    const double weight_bytes = row.at("form") == "grad_weight_added" ? 8 : 2;
+    EXPECT_EQ(row.at("flop"), flop) << row;
+    EXPECT_EQ(row.at("bytes"), first ? 2.0 * 65 * (96 + 130) + weight_bytes * 96 * 130
+                                     : 2.0 * 32 * 128 + weight_bytes * 64 * 64)
+        << row;
+    const double seconds = row.at("seconds").get<double>();
+    EXPECT_LE(row.at("seconds_least"), seconds) << row;
+    EXPECT_GE(row.at("seconds_most"), seconds) << row;
+    EXPECT_NEAR(row.at("tflops").get<double>(), flop / seconds * 1e-12, 1e-6) << row;
+    EXPECT_NEAR(row.at("ratio_to_peak").get<double>(), flop / seconds * 1e-12 / peak, 1e-6) << row;
+    EXPECT_GT(row.at("cpu_ratio_to_peak"), 0) << row;
+  }
+  const std::set<std::string> all{"forward", "grad_input", "grad_weight", "grad_weight_added"};
+  EXPECT_GE(forms.size(), 1u);
+  for (const auto& [implementation, its] : forms) EXPECT_EQ(its, all) << implementation;
+  EXPECT_EQ(result.at("products").size(), 2 * 4 * forms.size());
+  EXPECT_EQ(result.at("means").size(), forms.size());
+  for (const Json& skipped : result.at("skipped")) {
+    EXPECT_EQ(forms.count(skipped.at("name").get<std::string>()), 0u) << skipped;
+    EXPECT_NE(skipped.at("why"), "") << skipped;
+  }
+}
+
+TEST_F(CommandBench, GemmIsATableForPeople) {
+  const Finished finished = amxtrain(kGemm);
+  ASSERT_EQ(finished.code, 0) << finished;
+  EXPECT_TRUE(has(finished.out, "65 x 96 x 130       grad_weight_added ")) << finished;
+  EXPECT_TRUE(has(finished.out, "geometric mean")) << finished;
+  EXPECT_TRUE(has(finished.out, "2 threads, random data, 3 rounds in turn; peak (")) << finished;
+}
+
+TEST_F(CommandBench, GemmRefusesBadShapes) {
+  for (const char* wrong : {"512", "512,1024", "512,1024,0", "512,1024,-1", "512,1024,1.5",
+                            "512,1024,x", "1,2,3,4", "512,1024,1048577", "\"1\",2,3", ""}) {
+    const Finished finished = amxtrain({"bench", "gemm", "--shape", wrong});
+    EXPECT_EQ(finished.code, 2) << wrong << finished;
+    EXPECT_EQ(error_lines(finished.err).size(), 1u) << wrong << finished;
   }
 }
 

@@ -79,21 +79,24 @@ enum class Product {
   kGradInputFloat,
   kGradInputAdd,
   kGradWeight,
-  kGradWeightAdd
+  kGradWeightAdd,
+  kGradWeightRounded
 };
-constexpr Product kProducts[] = {Product::kForward,      Product::kForwardFloat,
-                                 Product::kGradInput,    Product::kGradInputFloat,
-                                 Product::kGradInputAdd, Product::kGradWeight,
-                                 Product::kGradWeightAdd};
+constexpr Product kProducts[] = {Product::kForward,       Product::kForwardFloat,
+                                 Product::kGradInput,     Product::kGradInputFloat,
+                                 Product::kGradInputAdd,  Product::kGradWeight,
+                                 Product::kGradWeightAdd, Product::kGradWeightRounded};
 const char* product_name(Product product) {
-  constexpr const char* kNames[] = {"forward",          "forward_float",     "grad_input",
-                                    "grad_input_float", "grad_input_float+", "grad_weight",
-                                    "grad_weight+"};
+  constexpr const char* kNames[] = {"forward",          "forward_float",      "grad_input",
+                                    "grad_input_float", "grad_input_float+",  "grad_weight",
+                                    "grad_weight+",     "grad_weight_rounded"};
   return kNames[static_cast<int>(product)];
 }
 
 bool accumulates(Product p) { return p == Product::kGradInputAdd || p == Product::kGradWeightAdd; }
-bool stores_element(Product p) { return p == Product::kForward || p == Product::kGradInput; }
+bool stores_element(Product p) {
+  return p == Product::kForward || p == Product::kGradInput || p == Product::kGradWeightRounded;
+}
 
 // Operands and result of one product; `a` and `b` are what the function takes first and second.
 template <typename E>
@@ -173,9 +176,12 @@ Matrix<float> computed(Gemm<E>& gemm, const Case<E>& c) {
   Status status;
   if (stores_element(c.product)) {
     Matrix<E> narrow(out.rows, out.columns, out.ld - out.columns, kCanary);
-    status = c.product == Product::kForward
-                 ? gemm.forward(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld)
-                 : gemm.grad_input(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld);
+    status =
+        c.product == Product::kForward
+            ? gemm.forward(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld)
+        : c.product == Product::kGradInput
+            ? gemm.grad_input(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld)
+            : gemm.grad_weight_rounded(T, N, K, a, c.a.ld, b, c.b.ld, narrow.begin(), narrow.ld);
     for (size_t i = 0; i < narrow.data.size(); ++i) {
       const float value = to_float(narrow.data[i]);
       out.data[i] = value == to_float(from_float<E>(kCanary)) ? kCanary : value;
