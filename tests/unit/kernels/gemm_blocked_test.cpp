@@ -392,9 +392,9 @@ TEST_F(BlockedGemmTest, NonFiniteValuesReachTheirRowsAndColumnsOnly) {
   Random random(1);
   const auto pool = pool_of(2);
   for (const Backend& backend : backends_) {
-    const auto gemm = gemm_of(pool.get(), *backend.kernel);
+    const auto gemm = gemm_of(pool.get(), *backend.kernel, 1);
     for (const Form form : kForms) {
-      Case c(form, {37, 41, 43}, random);
+      Case c(form, {37, 41, 299}, random);
       // Row 3 meets infinity at p = 5, column 20 NaN at p = 9.
       (is_grad_weight(form) ? c.first.at(5, 3) : c.first.at(3, 5)) = to_bf16(-kInf);
       (is_forward(form) ? c.second.at(20, 9) : c.second.at(9, 20)) = to_bf16(kNaN);
