@@ -1,7 +1,5 @@
 #include "kernels/gemm_blocked.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -69,9 +67,17 @@ BlockedGemm::BlockedGemm(ThreadPool* pool, const BlockedKernel& kernel, int64_t 
     : pool_(pool), kernel_(kernel), scratch_bytes_(scratch_bytes), name_(kernel.name) {}
 
 Result<std::unique_ptr<BlockedGemm>> BlockedGemm::create(ThreadPool* pool, Isa isa) {
-  if (isa == Isa::kAmx) return create(pool, blocked_kernel_amx());
-  if (isa == Isa::kAvx512Bf16) return create(pool, blocked_kernel_avx512bf16());
-  return Error(Code::kUnsupported, fmt::format("the instruction set is {}", isa_name(isa)));
+  switch (isa) {
+    case Isa::kAvx2:
+      return create(pool, blocked_kernel_avx2());
+    case Isa::kAvx512:
+      return create(pool, blocked_kernel_avx512());
+    case Isa::kAvx512Bf16:
+      return create(pool, blocked_kernel_avx512bf16());
+    case Isa::kAmx:
+      break;
+  }
+  return create(pool, blocked_kernel_amx());
 }
 
 Result<std::unique_ptr<BlockedGemm>> BlockedGemm::create(ThreadPool* pool,

@@ -2,10 +2,11 @@
 // weight. Activations are row-major and packed in the call; the weight is read, and its gradient written, as it lies.
 //
 // Legend: T tokens, N output features, K input features. Sums are in fp32. An element of a result is one sum over the contracted index
-// in an order that the instruction set fixes (32 at a time with tiles, else two): its bits never depend on threads, nor on which other rows
-// and columns the call computes. What is added to (accumulate) is added last.
+// in an order that the instruction set fixes (32 at a time with tiles, else one by one): its bits never depend on threads, nor on which other
+// rows and columns the call computes. What is added to (accumulate) is added last.
 //
-// Denormals: bf16 denormals count as zero, and denormal sums become zero, as the instructions define.
+// Denormals: with AMX and AVX512_BF16 bf16 denormals count as zero, and denormal sums become zero, as the instructions define; with AVX2
+// and AVX-512 they are kept.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,7 @@ namespace amxt::kernels {
 // nothing. The only failure is memory. A sum over no elements is 0.
 class BlockedGemm {
  public:
-  // The best kernel that `isa` allows, of AMX and AVX512_BF16; kUnsupported below. `pool` outlives the object.
+  // The kernel of `isa`. `pool` outlives the object.
   static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, Isa isa);
   // Packed activations take two buffers of about `scratch_bytes` at most: longer ones are multiplied in parts.
   static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, const BlockedKernel& kernel,

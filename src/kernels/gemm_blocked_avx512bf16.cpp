@@ -1,3 +1,6 @@
+#include "kernels/gemm_blocked_pack.h"
+#include "kernels/gemm_blocked_store.h"
+//
 #include "kernels/gemm_blocked_scheme.h"
 
 namespace amxt::kernels {

@@ -13,6 +13,7 @@
 namespace amxt::kernels {
 
 inline constexpr int64_t kGroupSteps = 8;  // the depth that a block of sums is visited with, 256
+inline constexpr int64_t kLine = 32, kBlock = kLine * kLine, kPanelStride = kGroupSteps * kBlock;
 
 // A matrix in memory as it stands.
 struct RowMajor {
@@ -67,6 +68,8 @@ struct BlockedKernel {
   BlockedProduct grad_weight;  // first X over t, its columns for rows; second dY over t
 };
 
+const BlockedKernel& blocked_kernel_avx2();
+const BlockedKernel& blocked_kernel_avx512();
 const BlockedKernel& blocked_kernel_avx512bf16();
 const BlockedKernel& blocked_kernel_amx();
 

@@ -9,8 +9,6 @@
 namespace amxt::kernels {
 namespace {
 
-constexpr int64_t kBlock = 1024, kLine = 32, kPanelStride = kGroupSteps * kBlock;
-
 // 32 elements of a row, zeros beyond the matrix.
 inline __m512i line_of(const RowMajor& from, int64_t row, int64_t column) {
   if (row >= from.rows) return _mm512_setzero_si512();
@@ -22,7 +20,7 @@ inline __m512i line_of(const RowMajor& from, int64_t row, int64_t column) {
 void pack_rows(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
                bf16* to) {
   const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = at_most(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
+  const int64_t steps = lesser(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
   for (int64_t row = panel_begin * kLine; row < panel_end * kLine; ++row) {
     bf16* const out = to + row / kLine * kPanelStride + row % kLine * kLine;
     for (int64_t step = 0; step < steps; ++step) {
@@ -35,7 +33,7 @@ void pack_rows(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t
 void pack_rows_as_second(const RowMajor& from, int64_t group, int64_t panel_begin,
                          int64_t panel_end, bf16* to) {
   const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = at_most(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
+  const int64_t steps = lesser(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
   for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
     for (int64_t step = 0; step < steps; ++step) {
       __m512i r[16];
@@ -54,7 +52,7 @@ template <bool kFirst>
 void pack_columns(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
                   bf16* to) {
   const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = at_most(kGroupSteps, (from.rows - first + kLine - 1) / kLine);
+  const int64_t steps = lesser(kGroupSteps, (from.rows - first + kLine - 1) / kLine);
   for (int64_t step = 0; step < steps; ++step) {
     for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
       __m512i low[16], high[16];

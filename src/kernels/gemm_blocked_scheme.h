@@ -8,11 +8,11 @@
 //   finish()                                       the sums of the last call are in memory
 // Since a call's sums are loaded by the next group's call, an element is one chain over the contracted index: its bits do not depend on
 // blocks, nor on which other rows and columns are computed.
+//
+// Included after what packs and stores: gemm_blocked_pack.h and gemm_blocked_store.h, or gemm_blocked_lanes.h.
 #pragma once
 
 #include "kernels/gemm_blocked_kernel.h"
-#include "kernels/gemm_blocked_pack.h"
-#include "kernels/gemm_blocked_store.h"
 
 namespace amxt::kernels {
 namespace {
@@ -61,7 +61,7 @@ struct WeightsFirst {
     return block.converted + (m - block.m_begin) * kPanelStride;
   }
   const bf16* ahead(int64_t step, int64_t m, int64_t element) const {
-    step = at_most(block.steps - 1, step + element / kBlock);
+    step = lesser(block.steps - 1, step + element / kBlock);
     return block.a.data + step * block.a.panel_stride + m * kBlock + element % kBlock;
   }
 };
@@ -75,7 +75,7 @@ void multiply_block(const SumBlock& block, First first, const Store& store_sums)
   };
   int64_t last_m = -1, last_n = -1;  // finished, but not stored
   for (int64_t step = 0; step < block.steps; step += kGroupSteps) {
-    const int64_t steps = at_most(kGroupSteps, block.steps - step);
+    const int64_t steps = lesser(kGroupSteps, block.steps - step);
     const bool finishes = step + steps == block.steps;
     const int64_t next_step = finishes ? step : step + steps;
     first.take(step, steps);

@@ -35,7 +35,7 @@ struct StoreRows {
   static const void* destination(int64_t, int64_t) { return nullptr; }
 
   void operator()(const float* sums, int64_t m, int64_t n) const {
-    const int64_t rows = at_most(32, y.rows - m * 32), columns = y.columns - n * 32;
+    const int64_t rows = lesser(32, y.rows - m * 32), columns = y.columns - n * 32;
     E* to = static_cast<E*>(y.data) + m * 32 * y.ld + n * 32;
     for (int64_t row = 0; row < rows; ++row, to += y.ld) {
       const float *low = sum_row(sums, row, 0), *high = sum_row(sums, row, 1);
@@ -59,7 +59,7 @@ struct StoreTransposed {
 
   void operator()(const float* sums, int64_t m, int64_t n) const {
     for (int64_t half = 0; half < 2; ++half) {
-      const int64_t rows = at_most(16, y.rows - n * 32 - half * 16), columns = y.columns - m * 32;
+      const int64_t rows = lesser(16, y.rows - n * 32 - half * 16), columns = y.columns - m * 32;
       E* const to = static_cast<E*>(y.data) + (n * 32 + half * 16) * y.ld + m * 32;
       __m512i r[16];
       if constexpr (sizeof(E) == sizeof(bf16)) {

@@ -8,6 +8,9 @@
 // rows of 64 bytes, one after the other.
 #pragma once
 
+#include "kernels/gemm_blocked_pack.h"
+#include "kernels/gemm_blocked_store.h"
+//
 #include "kernels/gemm_blocked_scheme.h"
 
 namespace amxt::kernels {

@@ -10,13 +10,13 @@
 namespace amxt::kernels {
 namespace {
 
-inline int64_t at_most(int64_t most, int64_t value) { return value < most ? value : most; }
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline __mmask32 first_of_32(int64_t count) {
   return count >= 32 ? 0xFFFFFFFFu : count <= 0 ? 0u : (static_cast<__mmask32>(1) << count) - 1u;
 }
 inline __mmask16 first_of_16(int64_t count) {
-  return static_cast<__mmask16>(first_of_32(at_most(16, count)));
+  return static_cast<__mmask16>(first_of_32(lesser(16, count)));
 }
 
 // The first and the second half of 32 elements, alternating.

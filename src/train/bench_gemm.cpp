@@ -168,7 +168,7 @@ void add_products(const Shape& shape, const Operands& operands, Gemm<bf16>* list
   float* const dw_sums = operands.dw.as<float>();
   const double once = bytes_of(shape, 2), added = bytes_of(shape, 8);
   const auto add = [&](const char* form, double bytes, auto blocked, auto row_major) {
-    if (own != nullptr) products->push_back({form, own->name(), bytes, blocked, {}});
+    products->push_back({form, own->name(), bytes, blocked, {}});
     products->push_back({form, list->name(), bytes, row_major, {}});
   };
   add(
@@ -243,7 +243,7 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
   AMXT_ASSIGN(const std::unique_ptr<ThreadPool> pool, bench_pool(threads, pin));
   pool->pin_caller();
   AMXT_ASSIGN(const std::unique_ptr<Gemm<bf16>> list, Gemm<bf16>::create(pool.get(), isa->chosen));
-  Result<std::unique_ptr<BlockedGemm>> own = BlockedGemm::create(pool.get(), isa->chosen);
+  AMXT_ASSIGN(const std::unique_ptr<BlockedGemm> own, BlockedGemm::create(pool.get(), isa->chosen));
   constexpr double kPeakSeconds = 0.02;
   AMXT_ASSIGN(kernels::ComputePeak peak,
               kernels::ComputePeak::create(pool.get(), isa->chosen, kPeakSeconds));
@@ -259,7 +259,7 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
     AMXT_TRY(limits.check());
     AMXT_ASSIGN(const Operands operands, operands_of(shape));
     std::vector<Product> products;
-    add_products(shape, operands, list.get(), own ? own->get() : nullptr, &products);
+    add_products(shape, operands, list.get(), own.get(), &products);
     for (Product& product : products) {
       AMXT_TRY(limits.check());
       AMXT_TRY(product.run());  // prepares what the first call needs
@@ -301,7 +301,6 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
     if (candidate.skipped_because.empty()) continue;
     json["skipped"].push_back({{"name", candidate.name}, {"why", candidate.skipped_because}});
   }
-  if (!own) json["skipped"].push_back({{"name", "blocked"}, {"why", own.error().message()}});
   json["means"] = means_of(rows);
   json["products"] = std::move(rows);
   return json.dump();

@@ -34,11 +34,12 @@ void print_table(const Json& result) {
                          counted(result.at("threads").get<int64_t>(), "thread"),
                          result.at("repeat").get<int64_t>(), peak.at("name").get<std::string>(),
                          peak.at("tflops").get<double>()));
-  print_line(fmt::format("{} {} {}     TFLOP/s  of peak  of peak by CPU time  spread",
-                         padded("T x N x K", 19), padded("form", 18), padded("", 20)));
+  print_line(fmt::format("{} {} {} {:>11}   {:>6}  {:>16}  spread", padded("T x N x K", 19),
+                         padded("form", 18), padded("", 20), "TFLOP/s", "ratio",
+                         "ratio, CPU time"));
   for (const Json& row : result.at("products")) {
     print_line(fmt::format(
-        "{} {} {} {:11.3f}   {}  {:>19}  {:.1f}-{:.1f} ms",
+        "{} {} {} {:11.3f}   {}  {:>16}  {:.1f}-{:.1f} ms",
         padded(
             fmt::format("{} x {} x {}", row.at("T").dump(), row.at("N").dump(), row.at("K").dump()),
             19),
@@ -48,7 +49,7 @@ void print_table(const Json& result) {
         row.at("seconds_least").get<double>() * 1e3, row.at("seconds_most").get<double>() * 1e3));
   }
   for (const Json& mean : result.at("means")) {
-    print_line(fmt::format("{} {} {} {:11.3f}   {}  {:>19}", padded("geometric mean", 19),
+    print_line(fmt::format("{} {} {} {:11.3f}   {}  {:>16}", padded("geometric mean", 19),
                            padded("", 18), padded(mean.at("implementation").get<std::string>(), 20),
                            mean.at("tflops").get<double>(), percent(mean.at("ratio_to_peak")),
                            percent(mean.at("cpu_ratio_to_peak"))));

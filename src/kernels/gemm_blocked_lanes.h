@@ -1,0 +1,168 @@
+// Packing and storing for gemm_blocked_scheme.h over the sixteen lanes of simd.h: the same operands and results as gemm_blocked_pack.h and
+// gemm_blocked_store.h, for instruction sets without AVX-512's permutations or AVX512_BF16's rounding. Included after a simd header.
+#pragma once
+
+#include "kernels/gemm_blocked_kernel.h"
+#include "kernels/simd.h"
+
+namespace amxt::kernels {
+namespace {
+
+inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t steps_in(int64_t length, int64_t group) {
+  return lesser(kGroupSteps, (length - group * kGroupSteps * kLine + kLine - 1) / kLine);
+}
+
+// 16 elements of a row, zeros beyond the matrix.
+inline F lanes_of(const RowMajor& from, int64_t row, int64_t column) {
+  const int64_t left = row < from.rows ? from.columns - column : 0;
+  if (left <= 0) return all(0);
+  const bf16* const at = from.data + row * from.ld + column;
+  return left >= kLanes ? load(at) : load(at, left);
+}
+
+// Two bf16 values in each lane, the first in the lower half.
+inline F pair(F first, F second) { return floats(right<16>(bits(first)) | bits(second)); }
+inline void store_words(bf16* to, F words) { store(reinterpret_cast<float*>(to), words); }
+inline I words_at(const bf16* at) { return bits(load(reinterpret_cast<const float*>(at))); }
+
+void pack_rows(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
+               bf16* to) {
+  const int64_t steps = steps_in(from.columns, group);
+  for (int64_t row = panel_begin * kLine; row < panel_end * kLine; ++row) {
+    bf16* out = to + row / kLine * kPanelStride + row % kLine * kLine;
+    for (int64_t step = 0; step < steps; ++step, out += kBlock) {
+      const int64_t column = (group * kGroupSteps + step) * kLine;
+      store(out, lanes_of(from, row, column));
+      store(out + 16, lanes_of(from, row, column + 16));
+    }
+  }
+}
+
+void pack_rows_as_second(const RowMajor& from, int64_t group, int64_t panel_begin,
+                         int64_t panel_end, bf16* to) {
+  const int64_t steps = steps_in(from.columns, group);
+  for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
+    for (int64_t step = 0; step < steps; ++step) {
+      const int64_t column = (group * kGroupSteps + step) * kLine;
+      F r[16];
+      for (int64_t i = 0; i < 16; ++i) {
+        r[i] =
+            pair(lanes_of(from, half * 16 + i, column), lanes_of(from, half * 16 + i, column + 16));
+      }
+      transpose(r);
+      bf16* const out = to + half / 2 * kPanelStride + step * kBlock + half % 2 * (kBlock / 2);
+      for (int64_t j = 0; j < 16; ++j) store_words(out + j * kLine, r[j]);
+    }
+  }
+}
+
+template <bool kFirst>
+void pack_columns(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
+                  bf16* to) {
+  const int64_t steps = steps_in(from.rows, group);
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
+      F r[16];
+      for (int64_t j = 0; j < 16; ++j) {
+        const int64_t row = (group * kGroupSteps + step) * kLine + j;
+        r[j] = pair(lanes_of(from, row, half * 16), lanes_of(from, row + 16, half * 16));
+      }
+      if (kFirst) transpose(r);
+      bf16* const out = to + half / 2 * kPanelStride + step * kBlock + half % 2 * (kBlock / 2);
+      for (int64_t j = 0; j < 16; ++j) store_words(out + j * kLine, r[j]);
+    }
+  }
+}
+
+inline void convert_weights(const bf16* from, bf16* to) {
+  const I lower = all_bits(0xFFFF), upper = all_bits(0xFFFF0000);
+  for (int64_t column_pair = 0; column_pair < 16; ++column_pair, to += 2 * kLine) {
+    const I n = words_at(from + column_pair * kLine),
+            n16 = words_at(from + (16 + column_pair) * kLine);
+    store_words(to, floats((n & lower) | left<16>(n16)));
+    store_words(to + kLine, floats(right<16>(n) | (n16 & upper)));
+  }
+}
+
+inline const float* sum_row(const float* sums, int64_t row, int64_t half) {
+  return sums + row / 16 * 512 + half * 256 + row % 16 * 16;
+}
+
+// The first `count` of 16, none if less than 1.
+template <bool kAccumulate, typename E>
+inline void store_lanes(E* to, F line, int64_t count) {
+  if (count <= 0) return;
+  if (count >= kLanes) {
+    store(to, kAccumulate ? load(to) + line : line);
+  } else {
+    store(to, kAccumulate ? load(to, count) + line : line, count);
+  }
+}
+
+template <typename E, bool kAccumulate>
+struct StoreRows {
+  ResultPlace y;
+
+  static const void* destination(int64_t, int64_t) { return nullptr; }
+  void operator()(const float* sums, int64_t m, int64_t n) const {
+    const int64_t rows = lesser(32, y.rows - m * 32), columns = y.columns - n * 32;
+    E* to = static_cast<E*>(y.data) + m * 32 * y.ld + n * 32;
+    for (int64_t row = 0; row < rows; ++row, to += y.ld) {
+      store_lanes<kAccumulate>(to, load(sum_row(sums, row, 0)), columns);
+      store_lanes<kAccumulate>(to + 16, load(sum_row(sums, row, 1)), columns - 16);
+    }
+  }
+};
+
+template <typename E, bool kAccumulate>
+struct StoreTransposed {
+  ResultPlace y;
+
+  static const void* destination(int64_t, int64_t) { return nullptr; }
+  void operator()(const float* sums, int64_t m, int64_t n) const {
+    for (int64_t half = 0; half < 2; ++half) {
+      const int64_t rows = lesser(16, y.rows - n * 32 - half * 16), columns = y.columns - m * 32;
+      E* const to = static_cast<E*>(y.data) + (n * 32 + half * 16) * y.ld + m * 32;
+      for (int64_t side = 0; side < 32; side += 16) {
+        F r[16];
+        for (int64_t j = 0; j < 16; ++j) r[j] = load(sum_row(sums, side + j, half));
+        transpose(r);
+        for (int64_t row = 0; row < rows; ++row) {
+          store_lanes<kAccumulate>(to + row * y.ld + side, r[row], columns - side);
+        }
+      }
+    }
+  }
+};
+
+template <typename E, bool kAccumulate>
+struct StoreBlocked {
+  ResultPlace dw;  // rows n, columns k, ld the elements of a panel
+
+  E* block(int64_t m, int64_t n) const { return static_cast<E*>(dw.data) + n * dw.ld + m * kBlock; }
+  const void* destination(int64_t m, int64_t n) const { return block(m, n); }
+
+  // Zero where the weight has no element.
+  float sum(const float* sums, int64_t k, int64_t half, int64_t i, int64_t m, int64_t n) const {
+    const bool inside = n * 32 + half * 16 + i < dw.rows && m * 32 + k < dw.columns;
+    return inside ? sum_row(sums, k, half)[i] : 0.0f;
+  }
+  void operator()(const float* sums, int64_t m, int64_t n) const {
+    E* to = block(m, n);
+    for (int64_t half = 0; half < 2; ++half) {
+      for (int64_t k = 0; k < 32; k += 2, to += 32) {
+        alignas(64) float line[32];
+        for (int64_t i = 0; i < 16; ++i) {
+          line[2 * i] = sum(sums, k, half, i, m, n);
+          line[2 * i + 1] = sum(sums, k + 1, half, i, m, n);
+        }
+        store_lanes<kAccumulate>(to, load(line), kLanes);
+        store_lanes<kAccumulate>(to + 16, load(line + 16), kLanes);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace amxt::kernels
