@@ -95,21 +95,22 @@ int64_t BlockedGemm::rows_at_once(int64_t columns) const {
   return std::max(scratch_bytes_ / row_bytes / kGroupLength, int64_t{1}) * kGroupLength;
 }
 
-// In squares of 8 panels x 8 steps.
-Result<PackedOperand> BlockedGemm::pack(PackPanels pack_panels, const RowMajor& from,
-                                        int64_t panels, int64_t steps, Buffer* to) {
-  const int64_t groups = parts(steps, kGroupSteps), group_stride = panels * kGroupElements;
-  const int64_t bytes = groups * group_stride * int64_t{sizeof(bf16)};
+Result<PackedOperand> BlockedGemm::pack(PackRows pack_rows, const RowMajor& from, int64_t panels,
+                                        int64_t steps, Buffer* to) {
+  const int64_t group_stride = panels * kGroupElements;
+  const int64_t bytes = parts(steps, kGroupSteps) * group_stride * int64_t{sizeof(bf16)};
   if (bytes > to->bytes()) {
     to->reset();
     AMXT_ASSIGN(*to, Buffer::allocate(bytes, "operands of the matrix product"));
   }
   bf16* const data = to->as<bf16>();
-  constexpr int64_t kPanels = 8;
-  const int64_t across = parts(panels, kPanels);
-  pool_->run(groups * across, [&](int64_t task, int) {
-    const int64_t group = task / across, panel = task % across * kPanels;
-    pack_panels(from, group, panel, std::min(panels, panel + kPanels), data + group * group_stride);
+  constexpr int64_t kColumns = 2048;  // of a task: a page of each row
+  const int64_t down = parts(from.rows, kBlockSide), across = parts(from.columns, kColumns);
+  const int64_t column_end = parts(from.columns, kBlockSide) * kBlockSide;
+  pool_->run(down * across, [&](int64_t task, int) {
+    const int64_t column = task % across * kColumns;
+    pack_rows(from, task / across * kBlockSide, column, std::min(column_end, column + kColumns),
+              data, group_stride);
   });
   return PackedOperand{data, kGroupElements, group_stride};
 }

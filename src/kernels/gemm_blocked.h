@@ -55,7 +55,7 @@ class BlockedGemm {
  private:
   BlockedGemm(ThreadPool* pool, const BlockedKernel& kernel, int64_t scratch_bytes);
 
-  Result<PackedOperand> pack(PackPanels pack_panels, const RowMajor& from, int64_t panels,
+  Result<PackedOperand> pack(PackRows pack_rows, const RowMajor& from, int64_t panels,
                              int64_t steps, Buffer* to);
   void multiply(const BlockedProduct& product, PackedOperand a, int64_t a_panels, PackedOperand b,
                 int64_t b_panels, int64_t steps, const ResultPlace& result);

@@ -21,16 +21,17 @@ struct RowMajor {
   int64_t rows, columns, ld;
 };
 
-// Where the block of a panel and a step is: data + step / 8 * group_stride + panel * panel_stride + step % 8 * 1024, in elements.
+// Where the block of a panel and a step is: data + step / 8 * group_stride + panel * panel_stride + step % 8 * 1024, in elements. Packed
+// activations have their panels 8 blocks apart.
 struct PackedOperand {
   const bf16* data;
   int64_t panel_stride, group_stride;
 };
 
-// Packs 8 steps of the panels [panel_begin, panel_end); `to` is the group's first panel, panels lie 8 blocks apart. Zeros stand for
-// what lies outside the matrix.
-using PackPanels = void (*)(const RowMajor& from, int64_t group, int64_t panel_begin,
-                            int64_t panel_end, bf16* to);
+// Packs 32 rows of memory, from `row` on, and their columns from `column` to `column_end` (multiples of 32), into the operand at `to`: block
+// by block, since a block is written together (row by row took 1.6 times as long). Zeros stand for what lies outside the matrix.
+using PackRows = void (*)(const RowMajor& from, int64_t row, int64_t column, int64_t column_end,
+                          bf16* to, int64_t group_stride);
 
 // Where a result goes: rows x columns, `ld` apart when row-major, `ld` the elements of a panel when blocked. bf16 or float; added to what
 // is there, float only.
@@ -61,7 +62,7 @@ struct BlockedProduct {
 struct BlockedKernel {
   const char* name;
   // Of X [T,K] and dY [T,N]: contracted along the row (forward, grad_input), or over T (grad_weight).
-  PackPanels pack_x, pack_dy, pack_x_over_t, pack_dy_over_t;
+  PackRows pack_x, pack_dy, pack_x_over_t, pack_dy_over_t;
   BlockedProduct forward;  // first X, second W
   BlockedProduct
       grad_input;  // first W as it lies, its columns for rows; second dY; the result is transposed

@@ -9,9 +9,6 @@ namespace amxt::kernels {
 namespace {
 
 inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t steps_in(int64_t length, int64_t group) {
-  return lesser(kGroupSteps, (length - group * kGroupSteps * kLine + kLine - 1) / kLine);
-}
 
 // 16 elements of a row, zeros beyond the matrix.
 inline F lanes_of(const RowMajor& from, int64_t row, int64_t column) {
@@ -26,50 +23,48 @@ inline F pair(F first, F second) { return floats(right<16>(bits(first)) | bits(s
 inline void store_words(bf16* to, F words) { store(reinterpret_cast<float*>(to), words); }
 inline I words_at(const bf16* at) { return bits(load(reinterpret_cast<const float*>(at))); }
 
-void pack_rows(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
-               bf16* to) {
-  const int64_t steps = steps_in(from.columns, group);
-  for (int64_t row = panel_begin * kLine; row < panel_end * kLine; ++row) {
-    bf16* out = to + row / kLine * kPanelStride + row % kLine * kLine;
-    for (int64_t step = 0; step < steps; ++step, out += kBlock) {
-      const int64_t column = (group * kGroupSteps + step) * kLine;
-      store(out, lanes_of(from, row, column));
-      store(out + 16, lanes_of(from, row, column + 16));
+inline bf16* block_of(bf16* operand, int64_t group_stride, int64_t panel, int64_t step) {
+  return operand + step / kGroupSteps * group_stride + panel * kPanelStride +
+         step % kGroupSteps * kBlock;
+}
+
+void pack_rows(const RowMajor& from, int64_t row, int64_t column, int64_t column_end, bf16* to,
+               int64_t group_stride) {
+  for (int64_t at = column; at < column_end; at += kLine) {
+    bf16* const out = block_of(to, group_stride, row / kLine, at / kLine);
+    for (int64_t i = 0; i < kLine; ++i) {
+      store(out + i * kLine, lanes_of(from, row + i, at));
+      store(out + i * kLine + 16, lanes_of(from, row + i, at + 16));
     }
   }
 }
 
-void pack_rows_as_second(const RowMajor& from, int64_t group, int64_t panel_begin,
-                         int64_t panel_end, bf16* to) {
-  const int64_t steps = steps_in(from.columns, group);
-  for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
-    for (int64_t step = 0; step < steps; ++step) {
-      const int64_t column = (group * kGroupSteps + step) * kLine;
+void pack_rows_as_second(const RowMajor& from, int64_t row, int64_t column, int64_t column_end,
+                         bf16* to, int64_t group_stride) {
+  for (int64_t half = 0; half < kLine; half += 16) {
+    for (int64_t at = column; at < column_end; at += kLine) {
       F r[16];
       for (int64_t i = 0; i < 16; ++i) {
-        r[i] =
-            pair(lanes_of(from, half * 16 + i, column), lanes_of(from, half * 16 + i, column + 16));
+        r[i] = pair(lanes_of(from, row + half + i, at), lanes_of(from, row + half + i, at + 16));
       }
       transpose(r);
-      bf16* const out = to + half / 2 * kPanelStride + step * kBlock + half % 2 * (kBlock / 2);
+      bf16* const out = block_of(to, group_stride, row / kLine, at / kLine) + half * kLine;
       for (int64_t j = 0; j < 16; ++j) store_words(out + j * kLine, r[j]);
     }
   }
 }
 
 template <bool kFirst>
-void pack_columns(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
-                  bf16* to) {
-  const int64_t steps = steps_in(from.rows, group);
-  for (int64_t step = 0; step < steps; ++step) {
-    for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
+void pack_columns(const RowMajor& from, int64_t row, int64_t column, int64_t column_end, bf16* to,
+                  int64_t group_stride) {
+  for (int64_t at = column; at < column_end; at += kLine) {
+    for (int64_t half = 0; half < kLine; half += 16) {
       F r[16];
       for (int64_t j = 0; j < 16; ++j) {
-        const int64_t row = (group * kGroupSteps + step) * kLine + j;
-        r[j] = pair(lanes_of(from, row, half * 16), lanes_of(from, row + 16, half * 16));
+        r[j] = pair(lanes_of(from, row + j, at + half), lanes_of(from, row + j + 16, at + half));
       }
       if (kFirst) transpose(r);
-      bf16* const out = to + half / 2 * kPanelStride + step * kBlock + half % 2 * (kBlock / 2);
+      bf16* const out = block_of(to, group_stride, at / kLine, row / kLine) + half * kLine;
       for (int64_t j = 0; j < 16; ++j) store_words(out + j * kLine, r[j]);
     }
   }

@@ -12,36 +12,37 @@ namespace {
 // 32 elements of a row, zeros beyond the matrix.
 inline __m512i line_of(const RowMajor& from, int64_t row, int64_t column) {
   if (row >= from.rows) return _mm512_setzero_si512();
-  return _mm512_maskz_loadu_epi16(first_of_32(from.columns - column),
-                                  from.data + row * from.ld + column);
+  const bf16* const at = from.data + row * from.ld + column;
+  // The hardware does not follow 32 rows at once: without this twice the time over columns.
+  _mm_prefetch(at + 2 * kLine, _MM_HINT_T0);
+  return _mm512_maskz_loadu_epi16(first_of_32(from.columns - column), at);
+}
+
+inline bf16* block_of(bf16* operand, int64_t group_stride, int64_t panel, int64_t step) {
+  return operand + step / kGroupSteps * group_stride + panel * kPanelStride +
+         step % kGroupSteps * kBlock;
 }
 
 // Rows of the matrix are rows of the first operand.
-void pack_rows(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
-               bf16* to) {
-  const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = lesser(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
-  for (int64_t row = panel_begin * kLine; row < panel_end * kLine; ++row) {
-    bf16* const out = to + row / kLine * kPanelStride + row % kLine * kLine;
-    for (int64_t step = 0; step < steps; ++step) {
-      _mm512_store_si512(out + step * kBlock, line_of(from, row, first + step * kLine));
+void pack_rows(const RowMajor& from, int64_t row, int64_t column, int64_t column_end, bf16* to,
+               int64_t group_stride) {
+  for (int64_t at = column; at < column_end; at += kLine) {
+    bf16* const out = block_of(to, group_stride, row / kLine, at / kLine);
+    for (int64_t i = 0; i < kLine; ++i) {
+      _mm512_store_si512(out + i * kLine, line_of(from, row + i, at));
     }
   }
 }
 
 // Rows of the matrix are columns of the second operand.
-void pack_rows_as_second(const RowMajor& from, int64_t group, int64_t panel_begin,
-                         int64_t panel_end, bf16* to) {
-  const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = lesser(kGroupSteps, (from.columns - first + kLine - 1) / kLine);
-  for (int64_t half = panel_begin * 2; half < panel_end * 2; ++half) {
-    for (int64_t step = 0; step < steps; ++step) {
+void pack_rows_as_second(const RowMajor& from, int64_t row, int64_t column, int64_t column_end,
+                         bf16* to, int64_t group_stride) {
+  for (int64_t half = 0; half < kLine; half += 16) {
+    for (int64_t at = column; at < column_end; at += kLine) {
       __m512i r[16];
-      for (int64_t i = 0; i < 16; ++i) {
-        r[i] = alternate_halves(line_of(from, half * 16 + i, first + step * kLine));
-      }
+      for (int64_t i = 0; i < 16; ++i) r[i] = alternate_halves(line_of(from, row + half + i, at));
       transpose_words(r);
-      bf16* const out = to + half / 2 * kPanelStride + step * kBlock + half % 2 * (kBlock / 2);
+      bf16* const out = block_of(to, group_stride, row / kLine, at / kLine) + half * kLine;
       for (int64_t j = 0; j < 16; ++j) _mm512_store_si512(out + j * kLine, r[j]);
     }
   }
@@ -49,29 +50,23 @@ void pack_rows_as_second(const RowMajor& from, int64_t group, int64_t panel_begi
 
 // Columns of the matrix are columns of the second operand, or rows of the first; its rows are contracted.
 template <bool kFirst>
-void pack_columns(const RowMajor& from, int64_t group, int64_t panel_begin, int64_t panel_end,
-                  bf16* to) {
-  const int64_t first = group * kGroupSteps * kLine;
-  const int64_t steps = lesser(kGroupSteps, (from.rows - first + kLine - 1) / kLine);
-  for (int64_t step = 0; step < steps; ++step) {
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-      __m512i low[16], high[16];
-      for (int64_t j = 0; j < 16; ++j) {
-        const int64_t row = first + step * kLine + j;
-        const TwoLines pairs =
-            alternate(line_of(from, row, panel * kLine), line_of(from, row + 16, panel * kLine));
-        low[j] = pairs.low;
-        high[j] = pairs.high;
-      }
-      if (kFirst) {
-        transpose_words(low);
-        transpose_words(high);
-      }
-      bf16* const out = to + panel * kPanelStride + step * kBlock;
-      for (int64_t j = 0; j < 16; ++j) {
-        _mm512_store_si512(out + j * kLine, low[j]);
-        _mm512_store_si512(out + (16 + j) * kLine, high[j]);
-      }
+void pack_columns(const RowMajor& from, int64_t row, int64_t column, int64_t column_end, bf16* to,
+                  int64_t group_stride) {
+  for (int64_t at = column; at < column_end; at += kLine) {
+    __m512i low[16], high[16];
+    for (int64_t j = 0; j < 16; ++j) {
+      const TwoLines pairs = alternate(line_of(from, row + j, at), line_of(from, row + j + 16, at));
+      low[j] = pairs.low;
+      high[j] = pairs.high;
+    }
+    if (kFirst) {
+      transpose_words(low);
+      transpose_words(high);
+    }
+    bf16* const out = block_of(to, group_stride, at / kLine, row / kLine);
+    for (int64_t j = 0; j < 16; ++j) {
+      _mm512_store_si512(out + j * kLine, low[j]);
+      _mm512_store_si512(out + (16 + j) * kLine, high[j]);
     }
   }
 }
