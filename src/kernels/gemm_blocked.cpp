@@ -120,14 +120,24 @@ void BlockedGemm::multiply(const BlockedProduct& product, PackedOperand a, int64
                            PackedOperand b, int64_t b_panels, int64_t steps,
                            const ResultPlace& result) {
   const BlockSides cut = cut_of(product.sides, a_panels, b_panels);
-  const int64_t down = parts(a_panels, cut.m);
-  pool_->run(down * parts(b_panels, cut.n), [&](int64_t task, int thread) {
+  const int64_t down = parts(a_panels, cut.m), tasks = down * parts(b_panels, cut.n);
+  pool_->run(tasks, [&](int64_t task, int thread) {
     std::byte* const scratch = blocks_.data() + thread * thread_bytes(kernel_);
-    const int64_t m = task % down * cut.m, n = task / down * cut.n;
-    product.multiply(
-        {a, b, m, std::min(a_panels, m + cut.m), n, std::min(b_panels, n + cut.n), steps,
-         reinterpret_cast<float*>(scratch), reinterpret_cast<bf16*>(scratch + sum_bytes(kernel_))},
-        result);
+    SumBlock block{};
+    block.a = a;
+    block.b = b;
+    block.steps = steps;
+    block.m_begin = task % down * cut.m;
+    block.m_end = std::min(a_panels, block.m_begin + cut.m);
+    block.n_begin = task / down * cut.n;
+    block.n_end = std::min(b_panels, block.n_begin + cut.n);
+    // If threads keep pace.
+    const int64_t next = std::min(task + pool_->threads(), tasks - 1);
+    block.next_m = std::min(next % down * cut.m, a_panels - (block.m_end - block.m_begin));
+    block.next_n = next / down * cut.n;
+    block.sums = reinterpret_cast<float*>(scratch);
+    block.converted = reinterpret_cast<bf16*>(scratch + sum_bytes(kernel_));
+    product.multiply(block, result);
   });
 }
 

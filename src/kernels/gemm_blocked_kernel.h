@@ -45,6 +45,7 @@ struct ResultPlace {
 struct SumBlock {
   PackedOperand a, b;
   int64_t m_begin, m_end, n_begin, n_end;
+  int64_t next_m, next_n;  // where the thread's next block is likely to begin: asked for ahead
   int64_t steps;
   float* sums;      // scratch: a block each panel of m and n
   bf16* converted;  // scratch of grad_input: 8 blocks each panel of m

@@ -77,15 +77,17 @@ void multiply_block(const SumBlock& block, First first, const Store& store_sums)
   for (int64_t step = 0; step < block.steps; step += kGroupSteps) {
     const int64_t steps = lesser(kGroupSteps, block.steps - step);
     const bool finishes = step + steps == block.steps;
-    const int64_t next_step = finishes ? step : step + steps;
+    const int64_t next_step = finishes ? 0 : step + steps;
+    const int64_t next_m = finishes ? block.next_m : block.m_begin;
+    const int64_t next_n = finishes ? block.next_n : block.n_begin;
     first.take(step, steps);
     for (int64_t n = block.n_begin; n < block.n_end; ++n) {
       const bf16* const second = panel_of(block.b, step, n);
-      const bf16* const next_second = n + 1 < block.n_end
-                                          ? panel_of(block.b, step, n + 1)
-                                          : panel_of(block.b, next_step, block.n_begin);
+      const bf16* const next_second = n + 1 < block.n_end ? panel_of(block.b, step, n + 1)
+                                                          : panel_of(block.b, next_step, next_n);
       for (int64_t m = block.m_begin; m < block.m_end; ++m) {
-        const Ahead ahead{first.ahead(next_step, m, (n - block.n_begin) * kPanelStride / n_panels),
+        const Ahead ahead{first.ahead(next_step, next_m + m - block.m_begin,
+                                      (n - block.n_begin) * kPanelStride / n_panels),
                           next_second + (m - block.m_begin) * kPanelStride / m_panels,
                           finishes ? store_sums.destination(m, n) : nullptr};
         backend.multiply(first.panel(m), second, steps, step == 0, sums_of(m, n), ahead);
