@@ -17,14 +17,16 @@ int64_t parts(int64_t whole, int64_t part) { return (whole + part - 1) / part; }
 // In parts of about `most`, but none much shorter than the others.
 int64_t even(int64_t whole, int64_t most) { return parts(whole, parts(whole, most)); }
 
-// Panels of a block of sums: the kernel's, but small results are cut on for some threads to share. Fixed by the shape alone.
+// Panels of a block of sums: the kernel's, but small results are cut on for some threads to share; first the shorter side, since the longer
+// one is that of the tokens, for which weights are read again. Fixed by the shape alone.
 BlockSides cut_of(const BlockSides& most, int64_t m_panels, int64_t n_panels) {
   constexpr int64_t kLeastBlocks = 16, kLeastSide = 2;
   BlockSides cut{even(m_panels, most.m), even(n_panels, most.n)};
-  while (parts(m_panels, cut.m) * parts(n_panels, cut.n) < kLeastBlocks &&
-         std::max(cut.m, cut.n) > kLeastSide) {
-    int64_t& longer = cut.n >= cut.m ? cut.n : cut.m;
-    longer = (longer + 1) / 2;
+  int64_t& first = most.m < most.n ? cut.m : cut.n;
+  int64_t& second = most.m < most.n ? cut.n : cut.m;
+  while (parts(m_panels, cut.m) * parts(n_panels, cut.n) < kLeastBlocks && second > kLeastSide) {
+    int64_t& side = first > kLeastSide ? first : second;
+    side = (side + 1) / 2;
   }
   return cut;
 }

@@ -64,8 +64,13 @@ class DotProducts {
   }
 };
 
+// More tokens, for which weights are converted once.
+struct DotProductsOfWeights : DotProducts {
+  static constexpr BlockSides kSides{8, 16};
+};
+
 constinit const BlockedKernel kKernel =
-    blocked_kernel<DotProducts, DotProducts, DotProducts>("blocked-avx512_bf16");
+    blocked_kernel<DotProducts, DotProductsOfWeights, DotProducts>("blocked-avx512_bf16");
 
 }  // namespace
 
