@@ -17,7 +17,7 @@ class MultiplyAdds {
   static constexpr BlockSides kSides{8, 8};
 
   void multiply(const bf16* a, const bf16* b, int64_t steps, bool from_zero, float* sums,
-                const Ahead&) {
+                Ahead ahead) {
     if (b != second_of_) convert_second(b, steps);
     convert_first(a, steps);
     // Half of the depth after the other: then both panels are in the first-level cache.
@@ -25,6 +25,7 @@ class MultiplyAdds {
       const int64_t depth = lesser(kChunk, steps * kLine - p);
       for (int64_t half = 0; half < 2; half += kHalves) {
         for (int64_t tile = 0; tile < 2; ++tile) {
+          ask(&ahead);
           rows_of_tile(first_ + tile * 16 * kDepth + p, second_ + p * 32 + half * 16, depth,
                        from_zero && p == 0, sums + tile * 512 + half * 256);
         }
@@ -35,6 +36,22 @@ class MultiplyAdds {
 
  private:
   static constexpr int64_t kDepth = kGroupSteps * kLine, kChunk = kDepth / 2;
+
+  // The part of a call's lines that falls to a chunk, a half and a tile.
+  static void ask(Ahead* ahead) {
+    constexpr int64_t kParts = kDepth / kChunk * (2 / kHalves) * 2, kLines = 32 / kParts;
+    for (int64_t i = 0; i < kLines; ++i) {
+      __builtin_prefetch(ahead->first + i * kLine, 0, 2);
+      __builtin_prefetch(ahead->second + i * kLine, 0, 2);
+    }
+    ahead->first += kLines * kLine;
+    ahead->second += kLines * kLine;
+    if (ahead->result == nullptr) return;
+    for (int64_t i = 0; i < 2 * kLines; ++i) {
+      __builtin_prefetch(lines_behind(ahead->result, i), 0, 2);
+    }
+    ahead->result = lines_behind(ahead->result, 2 * kLines);
+  }
 
   // 16 rows, kRows at a time, and what is left.
   static void rows_of_tile(const float* a, const float* b, int64_t depth, bool from_zero,

@@ -138,24 +138,36 @@ struct StoreBlocked {
   E* block(int64_t m, int64_t n) const { return static_cast<E*>(dw.data) + n * dw.ld + m * kBlock; }
   const void* destination(int64_t m, int64_t n) const { return block(m, n); }
 
-  // Zero where the weight has no element.
-  float sum(const float* sums, int64_t k, int64_t half, int64_t i, int64_t m, int64_t n) const {
-    const bool inside = n * 32 + half * 16 + i < dw.rows && m * 32 + k < dw.columns;
-    return inside ? sum_row(sums, k, half)[i] : 0.0f;
-  }
   void operator()(const float* sums, int64_t m, int64_t n) const {
     E* to = block(m, n);
     for (int64_t half = 0; half < 2; ++half) {
+      const int64_t rows = dw.rows - n * 32 - half * 16;
       for (int64_t k = 0; k < 32; k += 2, to += 32) {
-        alignas(64) float line[32];
-        for (int64_t i = 0; i < 16; ++i) {
-          line[2 * i] = sum(sums, k, half, i, m, n);
-          line[2 * i + 1] = sum(sums, k + 1, half, i, m, n);
+        const int64_t columns = dw.columns - m * 32 - k;
+        const F even = first_of(sum_row(sums, k, half), columns > 0 ? rows : 0);
+        const F odd = first_of(sum_row(sums, k + 1, half), columns > 1 ? rows : 0);
+        if constexpr (sizeof(E) == sizeof(bf16)) {
+          store_words(to, floats(round_to_bf16(even) | left<16>(round_to_bf16(odd))));
+        } else {
+          alignas(64) float apart[32], line[32];
+          store(apart, even);
+          store(apart + 16, odd);
+          for (int64_t i = 0; i < 16; ++i) {
+            line[2 * i] = apart[i];
+            line[2 * i + 1] = apart[16 + i];
+          }
+          store_lanes<kAccumulate>(to, load(line), kLanes);
+          store_lanes<kAccumulate>(to + 16, load(line + 16), kLanes);
         }
-        store_lanes<kAccumulate>(to, load(line), kLanes);
-        store_lanes<kAccumulate>(to + 16, load(line + 16), kLanes);
       }
     }
+  }
+
+ private:
+  // Zeros where the weight has no element.
+  static F first_of(const float* row, int64_t count) {
+    if (count >= kLanes) return load(row);
+    return count > 0 ? load(row, count) : all(0);
   }
 };
 

@@ -1,11 +1,14 @@
 #include "train/bench_gemm.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <ctime>
 #include <functional>
+#include <thread>
 #include <vector>
 
 #include "base/buffer.h"
@@ -89,16 +92,37 @@ double clock_seconds(clockid_t clock) {
   return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
 }
 
-// Of one thing that takes its turn. CPU seconds are the process's, shared out over its threads: what a busy machine leaves as it is.
+// Processor time of the pool's threads. Each has a clock of its own: the process's is told only at the ticks of threads that run.
+class CpuClocks {
+ public:
+  explicit CpuClocks(ThreadPool& pool) : clocks_(static_cast<size_t>(pool.threads())) {
+    std::atomic<int> arrived{0};
+    pool.run(pool.threads(), [&](int64_t, int thread) {
+      pthread_getcpuclockid(pthread_self(), &clocks_[static_cast<size_t>(thread)]);
+      // A thread that waits here can't take a second task.
+      arrived.fetch_add(1);
+      while (arrived.load() < pool.threads()) std::this_thread::yield();
+    });
+  }
+  double mean_seconds() const {
+    double sum = 0;
+    for (const clockid_t clock : clocks_) sum += clock_seconds(clock);
+    return sum / static_cast<double>(clocks_.size());
+  }
+
+ private:
+  std::vector<clockid_t> clocks_;
+};
+
+// Of one thing that takes its turn. Processor seconds, a thread's on average, are what a busy machine leaves as it is.
 struct Samples {
   std::vector<double> seconds, cpu_seconds;
 
-  Status add(int threads, const std::function<Status()>& run) {
-    const double cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID),
-                 begin = clock_seconds(CLOCK_MONOTONIC);
+  Status add(const CpuClocks& clocks, const std::function<Status()>& run) {
+    const double cpu = clocks.mean_seconds(), begin = clock_seconds(CLOCK_MONOTONIC);
     AMXT_TRY(run());
     seconds.push_back(clock_seconds(CLOCK_MONOTONIC) - begin);
-    cpu_seconds.push_back((clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu) / threads);
+    cpu_seconds.push_back(clocks.mean_seconds() - cpu);
     return {};
   }
 };
@@ -244,6 +268,7 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
   pool->pin_caller();
   AMXT_ASSIGN(const std::unique_ptr<Gemm<bf16>> list, Gemm<bf16>::create(pool.get(), isa->chosen));
   AMXT_ASSIGN(const std::unique_ptr<BlockedGemm> own, BlockedGemm::create(pool.get(), isa->chosen));
+  const CpuClocks clocks(*pool);
   constexpr double kPeakSeconds = 0.02;
   AMXT_ASSIGN(kernels::ComputePeak peak,
               kernels::ComputePeak::create(pool.get(), isa->chosen, kPeakSeconds));
@@ -265,13 +290,13 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
       AMXT_TRY(product.run());  // prepares what the first call needs
     }
     for (int64_t round = 0; round < request.repeat; ++round) {
-      AMXT_TRY(peaks.add(threads, [&]() -> Status {
+      AMXT_TRY(peaks.add(clocks, [&]() -> Status {
         peak_flop = peak.sample().flop;
         return {};
       }));
       for (Product& product : products) {
         AMXT_TRY(limits.check());
-        AMXT_TRY(product.samples.add(threads, product.run));
+        AMXT_TRY(product.samples.add(clocks, product.run));
       }
     }
     for (Product& product : products) product.run = nullptr;  // its operands go
