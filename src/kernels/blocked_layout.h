@@ -15,7 +15,8 @@
 //   - Matrices that follow each other (q, k, v; gate, up) are one matrix to a product if their row counts are multiples of 32, and a range of
 //     whole panels (an owner's rows, a block of the vocabulary) is a matrix of its own.
 //   - Master, moments and gradients in the same order keep the optimizer elementwise.
-// One row is spread over K/2 cache lines: a table that rows are looked up in is better kept row-major.
+// One row is spread over K/2 cache lines: a table that rows are looked up in is better kept row-major. Where it is the head's weight too,
+// from_blocked({1, K}, w + shape.offset(row, 0), to, K) reads a row.
 #pragma once
 
 #include <cstdint>

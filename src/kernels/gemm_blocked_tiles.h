@@ -60,9 +60,8 @@ class TileProducts {
 
  private:
   static constexpr int64_t kTile = 512;  // bf16
-  // Lines a step: a call's part of the next group, and of the next panel.
+  // Lines a step: a call's part of the next group and of the next panel, or of where its sums go.
   static constexpr int kAheadFirst = 32 / kNPanels, kAheadSecond = 32 / kMPanels;
-
   static constexpr int kAheadResult = 64 / kGroupSteps;
 
   template <int kLines>

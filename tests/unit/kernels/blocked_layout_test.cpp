@@ -68,5 +68,21 @@ TEST(BlockedLayout, ARangeOfPanelsIsAMatrixOfItsOwn) {
   EXPECT_TRUE(same_bits(std::vector<bf16>(all.begin() + 64 * 96, all.end()), own));
 }
 
+// What an embedding that is the head's weight too is read by.
+TEST(BlockedLayout, OneRowCanBeRead) {
+  Random random(fresh_seed());
+  SCOPED_TRACE(random.name());
+  const BlockedShape shape{70, 99};
+  const Rows<bf16> rows(shape.rows, shape.columns, 0, random);
+  std::vector<bf16> blocked(static_cast<size_t>(shape.elements()));
+  to_blocked(shape, rows.begin(), rows.ld, blocked.data());
+  for (const int64_t row : {0, 15, 16, 31, 32, 69}) {
+    Rows<bf16> one(1, shape.columns, 0);
+    from_blocked({1, shape.columns}, blocked.data() + shape.offset(row, 0), one.begin(), one.ld);
+    for (int64_t i = 0; i < shape.columns; ++i)
+      ASSERT_EQ(one.value(0, i), rows.value(row, i)) << row;
+  }
+}
+
 }  // namespace
 }  // namespace amxt::kernels
