@@ -156,12 +156,17 @@ TEST(JobStore, WhoHasAnotherSecretOrNoneIsToldSoAndDropped) {
   ASSERT_FALSE(other);
   EXPECT_EQ(other.error().code(), Code::kMismatch);
   EXPECT_THAT(other.error().message(),
-              AllOf(HasSubstr(launch.master_address), HasSubstr("AMXTRAIN_SECRET_FILE")));
-  EXPECT_EQ((*server)->dropped(), 1);
-  const auto none = connect_to_job_store(launch, Secret(), nullptr, Deadline::after(kSecond / 10));
+              AllOf(HasSubstr(launch.master_address), HasSubstr("does not have the same secret"),
+                    HasSubstr("AMXTRAIN_SECRET_FILE")));
+  const auto none = connect_to_job_store(launch, Secret(), nullptr, soon());
   ASSERT_FALSE(none);
-  EXPECT_THAT(none.error().message(), HasSubstr("one that asks for a secret"));
-  EXPECT_GT((*server)->dropped(), 1);
+  EXPECT_EQ(none.error().code(), Code::kMismatch) << "at once: no deadline has passed";
+  EXPECT_THAT(none.error().message(),
+              HasSubstr("rank 0 asks for a secret, and this rank has none (AMXTRAIN_SECRET_FILE)"));
+  for (const Deadline end = soon(); (*server)->refused().count < 2 && !end.passed();) usleep(1000);
+  EXPECT_EQ((*server)->refused().count, 2);
+  EXPECT_EQ((*server)->refused().last_ip.substr(0, 4), "127.");
+  EXPECT_EQ((*server)->dropped(), 2);
   EXPECT_TRUE(connect_to_job_store(launch, secret, nullptr, soon()));
 }
 
@@ -169,10 +174,15 @@ TEST(JobStore, AStoreWithoutTheSecretIsNotTaken) {
   const LaunchInfo launch = local_launch(0, 2, own_loopback());
   const auto server = serve_job_store(launch, Secret(), soon());
   ASSERT_TRUE(server);
-  const auto refused = connect_to_job_store(launch, Secret("a secret of enough bytes"), nullptr,
-                                            Deadline::after(kSecond / 10));
+  const auto refused =
+      connect_to_job_store(launch, Secret("a secret of enough bytes"), nullptr, soon());
   ASSERT_FALSE(refused);
-  EXPECT_THAT(refused.error().message(), HasSubstr("one without this rank's secret"));
+  EXPECT_EQ(refused.error().code(), Code::kUnsupported);
+  EXPECT_THAT(refused.error().message(),
+              HasSubstr("rank 0 has no secret, and this rank has one (AMXTRAIN_SECRET_FILE)"));
+  for (const Deadline end = soon(); (*server)->asked_for_secret() < 1 && !end.passed();)
+    usleep(1000);
+  EXPECT_EQ((*server)->asked_for_secret(), 1);
 }
 
 TEST(JobStore, AnAgentsStoreIsTakenWithASecretAndOneLineSaysSo) {
