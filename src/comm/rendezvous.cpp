@@ -119,7 +119,7 @@ class Gatherer {
     }
     AMXT_TRY(introductions_.listen());
     if (own().rank == 0 && !launch_.agent_store) {
-      auto server = serve_job_store(launch_, introductions_.secret(), deadline_);
+      auto server = serve_job_store(launch_, introductions_.secret(), log_, deadline_);
       if (!server) return who_has_the_port(std::move(server).error());
       server_ = std::move(*server);
     }
@@ -418,7 +418,7 @@ Error without_own_secret(const LaunchInfo& launch, const Identity& own, Error er
                    .with_rank(own.rank);
   std::unique_ptr<TcpStoreServer> server;
   if (own.rank == 0 && !launch.agent_store) {
-    auto served = serve_job_store(launch, Secret(), Deadline::after(0));
+    auto served = serve_job_store(launch, Secret(), nullptr, Deadline::after(0));
     if (!served) return error;
     server = std::move(*served);
   }

@@ -217,10 +217,11 @@ Result<std::vector<Descriptor>> listen_at_all(const std::vector<Address>& addres
                                address.text),
                    error);
     }
-    if (!first) {
-      first = std::move(listener).error().in(
-          fmt::format("rank 0 cannot serve the store at {} (MASTER_ADDR)", address.text));
-    }
+    if (first) continue;
+    const bool is_elsewhere = error == EADDRNOTAVAIL;
+    first = std::move(listener).error().in(
+        fmt::format("rank 0 cannot serve the store at {} (MASTER_ADDR){}", address.text,
+                    is_elsewhere ? ", which is no address of this machine, where rank 0 is" : ""));
   }
   if (listeners.empty()) return *std::move(first);
   return listeners;

@@ -158,9 +158,8 @@ class Parser {
         return read_fp16(path, value);
       case DsSection::kZero:
         if (key.ends_with("prefetch_bucket_size"))
-          return whole(path, value, 0, config_.prefetch_parameters);
-        if (key.ends_with("max_live_parameters"))
-          return whole(path, value, 0, config_.live_parameters);
+          return size(path, value, config_.prefetch_parameters);
+        if (key.ends_with("max_live_parameters")) return size(path, value, config_.live_parameters);
         return read_stage(path, value);
       case DsSection::kOffloadParam:
       case DsSection::kOffloadOptimizer:
@@ -418,6 +417,14 @@ class Parser {
       return wrong(path, fmt::format("{} is below {}", real, least));
     }
     out.value = static_cast<int64_t>(real);
+  }
+
+  // Parameters. DeepSpeed's users write 1e18 and the like for "no limit".
+  void size(const std::string& path, const Json& value, DsSetting<int64_t>& out) {
+    const bool is_no_limit = value.is_number() &&
+                             value.get<double>() > static_cast<double>(kMostParameters) &&
+                             std::isfinite(value.get<double>());
+    whole(path, is_no_limit ? Json(kMostParameters) : value, 0, out);
   }
 
   void write_notes() {

@@ -150,7 +150,7 @@ TEST(Launch, NegativeAndUnreadableNumbersAreRefusedByName) {
   } cases[] = {
       {"RANK", "-1", "RANK='-1' is outside 0"},
       {"RANK", "two", "RANK='two' is not a number"},
-      {"RANK", "", "RANK='' is not a number"},
+      {"RANK", "", "RANK is empty, which is no number"},
       {"RANK", "1 ", "RANK='1 ' is not a number"},
       {"RANK", "1.0", "RANK='1.0' is not a number"},
       {"RANK", "99999999999", "RANK='99999999999' is outside"},
