@@ -108,9 +108,9 @@ TrainerState TrainerCore::state() const {
 }
 
 Status TrainerCore::set_learning_rate(std::optional<double> rate) {
-  if (rate && (!std::isfinite(*rate) || *rate < 0)) {
+  if (rate && !(*rate >= 0 && *rate <= kMostLearningRate)) {
     return Error(Code::kInvalidArgument,
-                 fmt::format("the learning rate is {}; it is 0 or more", *rate));
+                 fmt::format("the learning rate is {}; it is 0 to 1000", *rate));
   }
   std::lock_guard lock(mutex_);
   rate_override_ = rate;
