@@ -60,7 +60,8 @@ extern "C" {
  * have returned before it is destroyed.
  *
  * Structs. Each starts with `uint32_t struct_size` and is set up by its AMXT_X_INIT macro or its
- * amxt_x_init() function; one that was not is refused by name. Structs grow at their end only. A
+ * amxt_x_init() function; one that was not is refused by name. Structs grow at their end only, and
+ * the size that one had in an older header stays good: its missing fields are unset. A
  * field left at its "unset" value takes the default that its comment names; what came of it can be
  * read back (amxt_trainer_options_json() and others).
  *

@@ -20,7 +20,7 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
-#include "comm/rendezvous.h"
+#include "comm/assembly.h"
 
 namespace amxt::comm {
 

@@ -98,7 +98,7 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
   const int64_t began = monotonic_ns();
   StepResult result;
   AMXT_TRY(begin_call(limits));
-  const WireUse before = wire_use();
+  const store::Traffic::Uses before = wire_uses();
   if (input.refused) return leave(*input.refused);
   if (Status ok = check_batch(batch, true); !ok) return leave(std::move(ok).error());
   if (Status ok = phase_one(batch, input); !ok) return leave(std::move(ok).error());
@@ -132,11 +132,9 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
         *p_.pool, p_.isa, adamw,
         p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);
   }
-  box(me()).memory = process_memory();
-  const WireUse after = wire_use();
   Mailbox& own = box(me());
-  own.wire_sent_bytes = after.sent_bytes - before.sent_bytes;
-  own.wire_wait_seconds = static_cast<double>(after.wait_ns - before.wait_ns) * 1e-9;
+  own.memory = process_memory();
+  own.wire = wire_since(before);
   own.seconds = static_cast<double>(monotonic_ns() - began) * 1e-9;
   Status finished = has_nodes() ? exchange_boxes() : Status();
   if (finished) finished = control_->finish();
@@ -150,8 +148,7 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     result.pss_bytes += said.memory.pss_bytes;
     result.private_bytes += said.memory.private_bytes;
     result.peak_rss_bytes = std::max(result.peak_rss_bytes, said.memory.peak_rss_bytes);
-    result.wire_sent_bytes += said.wire_sent_bytes;
-    result.wire_wait_seconds = std::max(result.wire_wait_seconds, said.wire_wait_seconds);
+    add_wire(said.wire, &result);
   }
   return result;
 }

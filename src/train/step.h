@@ -59,8 +59,9 @@ struct StepResult {
   int64_t pss_bytes = 0;       // sum over ranks, now
   int64_t private_bytes = 0;   // sum over ranks, now
   double seconds = 0;
-  int64_t wire_sent_bytes = 0;   // between nodes, sum over ranks
-  double wire_wait_seconds = 0;  // that computing waited for the wire, largest rank
+  const char* transport = "";    // between nodes
+  store::Traffic::Uses wire{};   // over it: bytes of all ranks, waits of the largest
+  double wire_wait_seconds = 0;  // that computing waited for the wire in all, largest rank
 };
 
 template <typename E>
@@ -122,8 +123,7 @@ class StepRunner {
     ProcessMemory memory;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
     int64_t micro_batches;
-    int64_t wire_sent_bytes;
-    double wire_wait_seconds;
+    store::Traffic::Uses wire;
     double learning_rate;
     double seconds;
   };
@@ -187,15 +187,14 @@ class StepRunner {
   Status why_lost(const Error& error);
 
   // With several nodes.
-  struct WireUse {
-    int64_t sent_bytes = 0, wait_ns = 0;
-  };
   Status join_nodes(Deadline deadline);
   // Every call begins an attempt and ends it by one word for all ranks: so all know alike whether the wire is in order.
   Status begin_call(const StepControl::Limits& limits);
   Status end_call();
   void give_up_wire();
-  WireUse wire_use() const;
+  store::Traffic::Uses wire_uses() const;
+  store::Traffic::Uses wire_since(const store::Traffic::Uses& before) const;
+  void add_wire(const store::Traffic::Uses& of_rank, StepResult* result) const;
   Status exchange_boxes();
   Status exchange_squares();
   Status exchange_tokens();

@@ -177,8 +177,13 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
   metrics.seconds = result->seconds;
   metrics.skipped = result->skipped;
   metrics.world_size = group().size();
-  metrics.wire_bytes = result->wire_sent_bytes;
   metrics.wire_wait_seconds = result->wire_wait_seconds;
+  for (size_t i = 0; group().node_count() > 1 && i < result->wire.size(); ++i) {
+    const store::Traffic::Use& use = result->wire[i];
+    metrics.wire_bytes += use.sent_bytes;
+    metrics.traffic.push_back({result->transport, store::stream_name(static_cast<store::Stream>(i)),
+                               use.sent_bytes, static_cast<double>(use.wait_ns) * 1e-9});
+  }
   if (metrics.seconds > 0) {
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.seconds;
     metrics.model_tflops =
