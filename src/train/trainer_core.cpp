@@ -118,15 +118,15 @@ Status TrainerCore::set_learning_rate(std::optional<double> rate) {
 }
 
 Status TrainerCore::record_memory(const std::string& stage, const CallLimits& limits) {
-  AMXT_ASSIGN(const std::vector<RankMemory> all, exchange_memory(step_limits(limits)));
+  AMXT_ASSIGN(const std::vector<ProcessMemory> all, exchange_memory(step_limits(limits)));
   MemoryStage record;
   record.stage = stage;
   int64_t pss = 0;
-  for (const RankMemory& rank : all) {
+  for (const ProcessMemory& rank : all) {
     record.all_private_bytes += rank.private_bytes;
     pss += rank.pss_bytes;
   }
-  const RankMemory& mine = all[static_cast<size_t>(group().rank())];
+  const ProcessMemory& mine = all[static_cast<size_t>(group().rank())];
   record.rank_private_bytes = mine.private_bytes;
   record.rank_shared_bytes = std::max<int64_t>(0, mine.pss_bytes - mine.private_bytes);
   record.all_shared_bytes = std::max<int64_t>(0, pss - record.all_private_bytes);
