@@ -1700,7 +1700,7 @@ typedef struct amxt_trainer_options {
   int64_t seed;               /* of the order of samples; unset: 42 */
   int64_t memory_limit_bytes; /* of all ranks of this node; unset: what there is */
   int64_t timeout_ns;         /* for amxt_trainer_create() itself; unset: for ever */
-  double learning_rate;       /* 0 or more; unset: 2e-5 */
+  double learning_rate;       /* 0 to 1000; unset: 2e-5 */
   double beta1;               /* 0 to below 1; unset: 0.9 */
   double beta2;               /* 0 to below 1; unset: 0.999 */
   double epsilon;             /* above 0; unset: 1e-8 */
