@@ -15,6 +15,7 @@ namespace {
 
 // A line of errors stays a line.
 constexpr size_t kMostErrors = 8;
+constexpr double kMostExact = 9007199254740992;  // 2^53
 
 std::string lower(std::string_view text) {
   std::string out(text);
@@ -408,9 +409,8 @@ class Parser {
   // 1e3 is a whole number, too.
   void whole(const std::string& path, const Json& value, int64_t least, DsSetting<int64_t>& out) {
     if (!begin(path, value, out)) return;
-    constexpr double kExact = 9007199254740992;  // 2^53
     const double real = value.is_number() ? value.get<double>() : 0.5;
-    if (!(std::abs(real) <= kExact) || real != std::floor(real)) {
+    if (!(std::abs(real) <= kMostExact) || real != std::floor(real)) {
       return wrong(path, fmt::format("must be a whole number or \"auto\", is {}", shown(value)));
     }
     if (real < static_cast<double>(least)) {
@@ -421,10 +421,9 @@ class Parser {
 
   // Parameters. DeepSpeed's users write 1e18 and the like for "no limit".
   void size(const std::string& path, const Json& value, DsSetting<int64_t>& out) {
-    const bool is_no_limit = value.is_number() &&
-                             value.get<double>() > static_cast<double>(kMostParameters) &&
-                             std::isfinite(value.get<double>());
-    whole(path, is_no_limit ? Json(kMostParameters) : value, 0, out);
+    const double real = value.is_number() ? value.get<double>() : 0;
+    const bool is_no_limit = std::isfinite(real) && real > kMostExact;
+    whole(path, is_no_limit ? Json(kMostExact) : value, 0, out);
   }
 
   void write_notes() {

@@ -73,7 +73,7 @@ TEST(JobStore, WhereNothingTellsTheNodesTheMastersAddressCounts) {
 }
 
 TEST(JobStore, EveryAddressOfAMachineIsNoneToMeetAt) {
-  for (const std::string& address : {"0.0.0.0", "::", "0"}) {
+  for (const std::string address : {"0.0.0.0", "::", "0"}) {
     for (const int rank : {0, 3}) {
       const auto refused = job_store_addresses(of_two_nodes(rank, address), soon());
       ASSERT_FALSE(refused) << address;

@@ -166,7 +166,15 @@ TEST(Launch, NegativeAndUnreadableNumbersAreRefusedByName) {
     auto variables = torchrun(1, 2);
     variables[name] = value;
     EXPECT_THAT(refused(variables).message, HasSubstr(message)) << name << "=" << value;
+    EXPECT_THAT(refused(variables).message, HasSubstr("MASTER_ADDR=")) << "what was seen";
   }
+}
+
+TEST(Launch, AnIpv6AddressInBracketsIsRefusedWithAHint) {
+  auto variables = torchrun(1, 2);
+  variables["MASTER_ADDR"] = "[::1]";
+  EXPECT_THAT(refused(variables).message,
+              HasSubstr("MASTER_ADDR '[::1]': an IPv6 address is written without brackets"));
 }
 
 TEST(Launch, AMissingLocalRankIsDerivedWithANote) {
