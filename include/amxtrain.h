@@ -980,7 +980,8 @@ AMXT_API amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_n
 /**
  * Makes groups of parts of a group: of the ranks that give the same colour, in the order of their
  * keys. Such a group has ranks of its own, does collectives and can be split again; it trains no
- * model. It keeps what it needs of `group`, and to abort it is to abort that.
+ * model. It keeps what it needs of `group`, and to abort it is to abort that. At most 16 are
+ * open on a node at a time, `group` included; fewer where many ranks share a node, but always 2.
  *
  * @param[in] group the group.
  * @param[in] color 0 or more; negative: this rank will be in none.

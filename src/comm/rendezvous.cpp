@@ -125,7 +125,9 @@ class Gatherer {
     }
     auto store = connect_to_job_store(launch_, introductions_.secret(), log_, deadline_);
     if (!store) return without_common_secret(std::move(store).error());
-    AMXT_TRY(publish(*std::move(store)));
+    if (auto published = publish(*std::move(store)); !published) {
+      return last_words(std::move(published).error());
+    }
     AMXT_TRY(meet_all());
     // Nobody comes any more. All listeners are closed before anyone can start a next group, so that none is taken for this one.
     introductions_.close();
@@ -365,7 +367,8 @@ class Gatherer {
     const Deadline until = deadline_.earlier(Deadline::after(kLastWordsNs));
     while (!until.passed()) AMXT_TRY(step(20));
     if (!launch_.agent_store && error.code() == Code::kIo) {
-      return Error(error.code(), error.message() + " (rank 0 serves it)", error.sys_errno());
+      return Error(error.code(), "rank 0 has ended, which serves the store: " + error.message(),
+                   error.sys_errno());
     }
     return error;
   }

@@ -160,10 +160,7 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
     first = memory_.empty() || memory_.back().stage != "step";
   }
   Result<StepResult> result = run_step(batch, input, step_limits(limits));
-  if (!result) {
-    if (static_cast<int>(result.error().code()) >= 100) log().error(result.error().message());
-    return std::move(result).error();
-  }
+  if (!result) return std::move(result).error();
   if (result->counted == 0 && leads()) {
     log().warning(
         fmt::format("step {}: no position of its samples has a target that counts", input.step));
