@@ -72,7 +72,7 @@ ControlChannel::~ControlChannel() {
     message.about_rank = rank_;
     message.sequence = rank_ == 0 ? owner_->last_word() : 0;
     message.set_text(rank_text(identity(rank_)) + " left the group without finalizing it");
-    broadcast(message);
+    send_to_all(message);
   }
   if (!thread_.joinable()) return;
   stopping_.store(true, std::memory_order_release);
@@ -106,6 +106,11 @@ void ControlChannel::listen() {
     if (has_streams_) {
       const int64_t left_ns = std::max<int64_t>(0, next_beat_ns_ - monotonic_ns());
       wait_ms = static_cast<int>((left_ns + 999'999) / 1'000'000);
+    }
+    const int64_t look_ns = failed() ? -1 : owner_->look();
+    if (look_ns >= 0) {
+      const auto look_ms = static_cast<int>((look_ns + 999'999) / 1'000'000);
+      wait_ms = wait_ms < 0 ? look_ms : std::min(wait_ms, look_ms);
     }
     if (farewell) wait_ms = kFarewellLookMs;
     if (poll(entries.data(), entries.size(), wait_ms) < 0) continue;
@@ -264,7 +269,7 @@ void ControlChannel::fail(Error error) {
     message.sequence = owner_->last_word();
     last_opened_.store(static_cast<int64_t>(message.sequence), std::memory_order_release);
   }
-  broadcast(message);
+  send_to_all(message);
   if (log_ != nullptr) log_->debug(fmt::format("rank {}: group ended: {}", rank_, error.message()));
   owner_->changed();
 }
@@ -279,7 +284,7 @@ void ControlChannel::leave() {
   leaving_ = true;
   Message message;
   message.kind = MessageKind::kLeave;
-  broadcast(message);
+  send_to_all(message);
 }
 
 Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequence,
@@ -309,7 +314,9 @@ void ControlChannel::send(int rank, const Message& message, int passed) {
     eventfd_write(wake_.get(), 1);
 }
 
-void ControlChannel::broadcast(const Message& message) {
+void ControlChannel::kick() const { eventfd_write(wake_.get(), 1); }
+
+void ControlChannel::send_to_all(const Message& message) {
   for (const Member& member : members_) send(member.identity.rank, message);
 }
 

@@ -1,8 +1,8 @@
 // Group: the processes of a job, as one of them sees it. Who am I, shared memory with the others of my node, a barrier, small
 // exchanges, and word of a death within seconds.
 //
-// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort and the
-// accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call returns the same fatal
+// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort,
+// begin_call, end_call and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call returns the same fatal
 // error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the file system.
 #pragma once
 
@@ -18,6 +18,7 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
 #include "comm/launch.h"
 #include "comm/nodes.h"
 
@@ -84,6 +85,14 @@ class Group {
   using Listener = std::function<void(int from, std::string_view message)>;
   virtual void set_listener(Listener listener) = 0;
   virtual void post(int rank, std::string_view message) = 0;
+
+  // Notes a call that all ranks must make alike, in the order of the program, and its end. Where ranks call different things under one
+  // number the group ends on all of them with kCommProtocol, naming both; collectives among themselves are left to compare themselves.
+  virtual Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) {
+    (void)call, (void)is_collective;
+    return uint64_t{0};
+  }
+  virtual void end_call(uint64_t number) { (void)number; }
 
   // The fatal error, if there is one.
   virtual Status check() const = 0;

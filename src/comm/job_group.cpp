@@ -15,6 +15,7 @@
 #include "base/cpu.h"
 #include "base/futex.h"
 #include "base/text.h"
+#include "comm/call_book.h"
 #include "comm/control_channel.h"
 #include "comm/control_segment.h"
 #include "comm/gloo_wire.h"
@@ -33,6 +34,9 @@ constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kReasonNs =
     1'000'000'000;  // a reason, or rank 0's word, comes this soon after what it ended
 constexpr int64_t kLateNs = 20'000'000;  // who waits so long for others of its node tells rank 0
+constexpr int64_t kTellNs = 50'000'000;  // a call that takes so long is told to the others
+// How long a mismatch that ranks find where they wait is held back: by then the calls that led there are told.
+constexpr int64_t kHoldNs = 400'000'000;
 constexpr int64_t kCollapseFromBytes = int64_t{64} << 20;
 constexpr int64_t kCollapsePages = 64;  // at a time
 
@@ -73,6 +77,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         nodes_(std::move(gathering.nodes)),
         oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
         allows_unauthenticated_data_(options.allow_unauthenticated_data),
+        book_(launch.rank),
         segment_(std::move(segment)),
         channel_(launch.rank, std::move(gathering.members), options.peer_timeout_ns, log, this) {
     if (rank() == 0 && node_count() > 1) {
@@ -114,6 +119,15 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     Error error(Code::kCommAborted, fmt::format("{} gave up: {}", name(rank()), reason));
     channel_.fail(std::move(error).with_rank(rank()));
   }
+
+  Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) override {
+    CallBook::Begun begun = book_.begin(call, is_collective, monotonic_ns());
+    if (begun.mismatch) return channel_.fail_with(*std::move(begun.mismatch));
+    if (begun.was_idle) channel_.kick();
+    return begun.number;
+  }
+
+  void end_call(uint64_t number) override { book_.end(number); }
 
   Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
     auto number = meet(Collective::kBarrier, {}, deadline, cancel);
@@ -172,22 +186,88 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         if (from == 0) open_here(message.sequence, message.payload);
         return;
       case MessageKind::kArrive:
-        return fail_unless(meet_nodes(from, static_cast<Collective>(message.code), message.sequence,
+        return hold_unless(meet_nodes(from, static_cast<Collective>(message.code), message.sequence,
                                       message.payload));
       case MessageKind::kWaiting:
         if (meeting_) meeting_->waits(from, message.sequence);
         return;
       case MessageKind::kGiveUp:
-        return end_for_all(from, message.sequence, static_cast<Collective>(message.bytes),
+        return end_for_all(from, message.sequence, message.get_text(),
                            static_cast<Code>(message.code));
+      case MessageKind::kCalled:
+        return hear_call({rank() == 0 ? from : message.about_rank, message.sequence,
+                          message.bytes != 0, message.get_text()});
       default:
         return;
     }
   }
 
+  int64_t look() override {
+    tell_calls(monotonic_ns() - kTellNs);
+    const int64_t held_ns = held_until_.load(std::memory_order_acquire);
+    if (held_ns != 0 && monotonic_ns() >= held_ns) {
+      const std::lock_guard lock(held_mutex_);
+      channel_.fail(*held_);
+    }
+    if (held_ns == 0 && book_.rests()) return -1;
+    return kTellNs;
+  }
+
   uint64_t last_word() override { return meeting_ ? meeting_->close() : 0; }
 
  private:
+  // --- What ranks call (call_book.h) ---
+
+  void tell_calls(int64_t since_ns) {
+    for (const CallBook::Told& told : book_.late(since_ns)) {
+      if (rank() == 0) {
+        pass_on(told);
+      } else {
+        channel_.send(0, as_message(told));
+      }
+    }
+  }
+
+  void hear_call(const CallBook::Told& told) {
+    if (told.rank < 0 || told.rank >= size()) return;
+    if (rank() == 0) pass_on(told);
+    if (told.rank == rank()) return;
+    if (auto mismatch = book_.hear(told)) channel_.fail(*std::move(mismatch));
+  }
+
+  void pass_on(const CallBook::Told& told) {
+    if (book_.is_news(told)) channel_.send_to_all(as_message(told));
+  }
+
+  static Message as_message(const CallBook::Told& told) {
+    Message message;
+    message.kind = MessageKind::kCalled;
+    message.sequence = told.number;
+    message.about_rank = told.rank;
+    message.bytes = told.is_collective ? 1 : 0;
+    message.set_text(told.text);
+    return message;
+  }
+
+  // Ends the group with what was found where ranks meet, unless the calls that brought them there, which are told meanwhile, say it better.
+  void hold(Error error) {
+    if (book_.under_way() == 0) return channel_.fail(std::move(error));
+    {
+      const std::lock_guard lock(held_mutex_);
+      if (held_) return;
+      held_ = std::move(error);
+    }
+    held_until_.store(monotonic_ns() + kHoldNs, std::memory_order_release);
+    tell_calls(INT64_MAX);
+    channel_.kick();
+  }
+
+  // What the host waits for, in messages.
+  std::string waited_for(Collective collective) const {
+    const auto call = book_.only();
+    return call ? call->text : a_collective(collective);
+  }
+
   // All ranks have the same option, by their handshakes.
   Status allow_unauthenticated_wire() {
     if (!allows_unauthenticated_data_) {
@@ -301,7 +381,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   void arrive_at_job(Collective collective, uint64_t in_job, uint64_t number) {
     // Rank 0 sees the payloads of its own node itself.
     std::string payloads = node() == 0 && rank() != 0 ? std::string() : payloads_here(number);
-    if (rank() == 0) return fail_unless(meeting_->arrive(0, collective, in_job, payloads));
+    if (rank() == 0) return hold_unless(meeting_->arrive(0, collective, in_job, payloads));
     Message message;
     message.kind = MessageKind::kArrive;
     message.code = static_cast<int32_t>(collective);
@@ -330,13 +410,13 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (ending == Ending::kCancelled || ending == Ending::kDeadline) {
       const Code why = ending == Ending::kCancelled ? Code::kCancelled : Code::kCommTimeout;
       if (meeting_) {
-        end_for_all(0, in_job, collective, why);
+        end_for_all(0, in_job, waited_for(collective), why);
       } else {
         Message message;
         message.kind = MessageKind::kGiveUp;
         message.code = static_cast<int32_t>(why);
         message.sequence = in_job;
-        message.bytes = static_cast<int64_t>(collective);
+        message.set_text(waited_for(collective));
         channel_.send(0, message);
       }
     }
@@ -357,7 +437,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     return channel_.fail_with(
         Error(Code::kCommTimeout, fmt::format("{} did not answer about {} within the deadline of "
                                               "{}",
-                                              name(0), a_collective(collective), name(rank())))
+                                              name(0), waited_for(collective), name(rank())))
             .with_rank(0));
   }
 
@@ -371,7 +451,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         here ? payloads_here(opens_next_.load(std::memory_order_acquire)) : payloads);
   }
 
-  void end_for_all(int from, uint64_t in_job, Collective collective, Code why) {
+  void end_for_all(int from, uint64_t in_job, const std::string& what, Code why) {
     if (!meeting_) return;
     if (why == Code::kCommTimeout && meetings_.load(std::memory_order_acquire) == in_job) {
       // Of its own node rank 0 knows who is there, as soon as it is there itself.
@@ -380,7 +460,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         if (!std::binary_search(late.begin(), late.end(), rank)) meeting_->waits(rank, in_job);
       }
     }
-    if (auto error = meeting_->give_up(from, in_job, collective, why)) {
+    if (auto error = meeting_->give_up(from, in_job, what, why)) {
       channel_.fail(*std::move(error));
     }
   }
@@ -394,8 +474,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     open_here(in_job, payloads);
   }
 
-  void fail_unless(Status status) {
-    if (!status) channel_.fail(std::move(status).error());
+  void hold_unless(Status status) {
+    if (!status) hold(std::move(status).error());
   }
 
   // --- On every leader ---
@@ -476,7 +556,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return channel_.fail_with(Error(
-        Code::kCommAborted, fmt::format("another rank broke off {}", a_collective(collective))));
+        Code::kCommAborted, fmt::format("another rank broke off {}", waited_for(collective))));
   }
 
   void spin(uint64_t number) const {
@@ -488,11 +568,14 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   }
 
   Error out_of_order(Collective collective, int other) {
-    return channel_.fail_with(
-        Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
-                                               collective_name(segment_.collective(other)),
-                                               name(rank()), collective_name(collective)))
-            .with_rank(other));
+    hold(Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
+                                                collective_name(segment_.collective(other)),
+                                                name(rank()), collective_name(collective)))
+             .with_rank(other));
+    const Deadline patience = Deadline::after(kReasonNs);
+    while (!channel_.failed() && !patience.passed())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return channel_.fail_with(Error(Code::kCommAborted, "the group has failed"));
   }
 
   Error timed_out(Collective collective, uint64_t number) {
@@ -503,7 +586,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     const int first = missing.empty() ? -1 : missing.front();
     return channel_.fail_with(
         Error(Code::kCommTimeout, fmt::format("{} did not arrive at {} within the deadline of {}",
-                                              who, a_collective(collective), name(rank())))
+                                              who, waited_for(collective), name(rank())))
             .with_rank(first));
   }
 
@@ -624,6 +707,10 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   std::mutex listener_mutex_;
   Listener listener_;
   std::optional<Meeting> meeting_;  // rank 0's, on several nodes
+  CallBook book_;
+  std::mutex held_mutex_;
+  std::optional<Error> held_;  // set once
+  std::atomic<int64_t> held_until_{0};
   ControlSegment segment_;
   ControlChannel channel_;  // the last: its thread uses the others
 };

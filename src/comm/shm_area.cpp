@@ -78,13 +78,6 @@ const char* reduce_op_name(ReduceOp op) {
   return "unknown";
 }
 
-std::string CollectiveCall::text() const {
-  std::string text = fmt::format("{} of {} {}", name, count, dtype_name(dtype));
-  if (op >= 0) text += fmt::format(", {}", reduce_op_name(static_cast<ReduceOp>(op)));
-  if (root >= 0) text += fmt::format(", root {}", root);
-  return text;
-}
-
 // --- The pool ---------------------------------------------------------------------------------
 
 struct ShmPool::Head {
@@ -103,9 +96,9 @@ struct ShmArea::Head {
 // A call as the members see it: plain memory, names cut.
 struct ShmArea::Wire {
   char name[24];
-  int32_t dtype, op, root;
+  int32_t dtype, op, root, on_device, color, key;
   int64_t count;
-  uint64_t parts;
+  uint64_t parts, digest;
 
   static Wire of(const CollectiveCall& call) {
     Wire wire{};
@@ -113,22 +106,23 @@ struct ShmArea::Wire {
     wire.dtype = static_cast<int32_t>(call.dtype);
     wire.op = call.op;
     wire.root = call.root;
+    wire.on_device = call.on_device ? 1 : 0;
+    wire.color = call.color;
+    wire.key = call.key;
     wire.count = call.count;
     wire.parts = call.parts;
+    wire.digest = call.digest();
     return wire;
   }
   bool operator==(const Wire& other) const {
-    return std::strncmp(name, other.name, sizeof name) == 0 && dtype == other.dtype &&
-           op == other.op && root == other.root && count == other.count && parts == other.parts;
+    return digest == other.digest && parts == other.parts;
   }
   std::string text() const {
-    CollectiveCall call;
     const std::string cut(name, strnlen(name, sizeof name));
-    call.name = cut.c_str();
-    call.dtype = static_cast<DType>(dtype);
-    call.op = op;
-    call.root = root;
-    call.count = count;
+    CollectiveCall call{cut.c_str(), static_cast<DType>(dtype), op, root, count};
+    call.on_device = on_device != 0;
+    call.color = color;
+    call.key = key;
     return call.text();
   }
 };
@@ -341,7 +335,7 @@ Status ShmArea::compare(uint64_t call_number) {
   for (int m = 1; m < size_; ++m) {
     const Wire& other = at(m).calls[call_number % 2];
     if (other == first) continue;
-    const bool parts_alone = other.text() == first.text();
+    const bool parts_alone = other.digest == first.digest;
     return fail(
         Error(Code::kCommProtocol,
               fmt::format("the ranks disagree: {} calls {}, {} calls {}{}", name(0), first.text(),

@@ -21,6 +21,7 @@
 #include "base/dtype.h"
 #include "base/function_ref.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
 #include "comm/collectives.h"
 #include "comm/group.h"
 
@@ -49,18 +50,6 @@ class ShmPool {
   SharedMemory memory_;
   int64_t area_bytes_ = 0;
   int areas_ = 0;
-};
-
-// What all members of a call must agree about.
-struct CollectiveCall {
-  const char* name = "";
-  DType dtype = DType::kU8;
-  int32_t op = -1;     // ReduceOp, or none
-  int32_t root = -1;   // or none
-  int64_t count = 0;   // elements in all
-  uint64_t parts = 0;  // hash of the counts of all ranks, or 0
-
-  std::string text() const;
 };
 
 class ShmArea {

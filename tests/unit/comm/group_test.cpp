@@ -449,6 +449,7 @@ TEST(Group, ACancelOnOneNodeBreaksTheBarrierForAll) {
   for (int who = 0; who < 3; ++who) {
     RankThreads(3,
                 [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(soon()));  // all have joined
                   if (group.rank() == who) {
                     EXPECT_EQ(group.barrier(soon(), &cancel).error().code(), Code::kCancelled);
                     return;
