@@ -126,8 +126,6 @@ Status check_group(const amxt_group* group) {
   return {};
 }
 
-constexpr int64_t kConnectNs = AMXT_SECONDS(300);  // for the ranks to connect, at most
-
 Result<train::Engine*> engine_of(amxt_group* group) {
   const std::lock_guard lock(group->collectives_mutex);
   if (group->engine == nullptr) {
@@ -138,13 +136,13 @@ Result<train::Engine*> engine_of(amxt_group* group) {
 }
 
 // On the engine: made by the first call that comes to its turn, in the same place on all ranks.
-Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) {
+Result<comm::Collectives*> collectives_of(amxt_group* group, const Limits& limits) {
   {
     const std::lock_guard lock(group->collectives_mutex);
     if (group->collectives != nullptr) return group->collectives.get();
   }
   AMXT_ASSIGN(auto made,
-              comm::make_collectives(*group->group, {}, group->runtime->log.get(), deadline));
+              comm::make_collectives(*group->group, {}, group->runtime->log.get(), limits));
   const std::lock_guard lock(group->collectives_mutex);
   group->collectives = std::move(made);
   return group->collectives.get();
@@ -153,7 +151,7 @@ Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) 
 // The same for device memory: NCCL, over the collectives of the host.
 Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& what,
                                                  const Limits& limits) {
-  AMXT_TRY(collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
+  AMXT_TRY(collectives_of(group, limits));
   if (group->nccl == nullptr) {
     comm::NcclCollectives::Options options;
     options.stream = what.stream;
@@ -178,8 +176,7 @@ Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
     AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
   }
-  AMXT_ASSIGN(comm::Collectives * all,
-              collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
   return what.work(*all, limits);
 }
 
@@ -204,9 +201,10 @@ Status run(amxt_group* group, const Job& what, Deadline deadline) {
 
 // A call that was cancelled before its turn never ran here, and the others wait for it: they are told as after any cancel.
 Status abandon(amxt_group* group) {
-  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, Deadline::after(kConnectNs)));
   const std::atomic<bool> cancel{true};
-  return all->barrier({Deadline::never(), &cancel});
+  const Limits limits{Deadline::never(), &cancel};
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
+  return all->barrier(limits);
 }
 
 // A call, checked: at once by a deadline, or as an operation.

@@ -21,6 +21,8 @@ namespace {
 constexpr int kDeathGraceMs = 100;
 constexpr int64_t kFarewellNs = 500'000'000;  // for what is queued when the group ends here
 constexpr int kFarewellLookMs = 5;
+constexpr int64_t kLookNs = 100'000'000;       // who waits for a segment looks around this often
+constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kLongestBeatNs = 1'000'000'000;
 
 bool has_ended(const Descriptor& process, int wait_ms) {
@@ -288,7 +290,7 @@ void ControlChannel::leave() {
 }
 
 Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequence,
-                                                                 Deadline deadline) {
+                                                                 const Limits& limits) {
   std::unique_lock lock(mutex_);
   for (;;) {
     const auto found = segments_.find(sequence);
@@ -298,9 +300,11 @@ Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequen
       return segment;
     }
     if (error_) return *error_;
-    if (deadline.passed())
+    if (limits.cancelled()) return Error(Code::kCancelled, "cancelled");
+    if (limits.deadline.passed())
       return Error(Code::kTimeout, "the node's leader did not answer within the deadline");
-    const int64_t ns = std::min<int64_t>(deadline.left_ns(), 100'000'000);
+    const int64_t look_ns = limits.cancel != nullptr ? kCancelLookNs : kLookNs;
+    const int64_t ns = std::min(limits.deadline.left_ns(), look_ns);
     changed_.wait_for(lock, std::chrono::nanoseconds(ns));
   }
 }

@@ -20,6 +20,7 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/limits.h"
 #include "comm/rendezvous.h"
 
 namespace amxt::comm {
@@ -77,8 +78,8 @@ class ControlChannel {
   // Lets the channel's thread look() soon.
   void kick() const;
 
-  // kTimeout at the deadline; the fatal error when there is one.
-  Result<Segment> wait_for_segment(uint64_t sequence, Deadline deadline);
+  // kTimeout at the deadline, kCancelled; the fatal error when there is one.
+  Result<Segment> wait_for_segment(uint64_t sequence, const Limits& limits);
 
   const Identity& identity(int rank) const { return members_[static_cast<size_t>(rank)].identity; }
   int size() const { return static_cast<int>(members_.size()); }

@@ -32,6 +32,7 @@ enum class MessageKind : uint32_t {
   kWaiting,  // the sender has been there for a while
   kGiveUp,   // the sender can't wait any more; code: why, text: for what
   kOpen,     // all are there; payload: everyone's
+  kEnded,  // the sender has ended what `sequence` names; code, about_rank and text: why (Group::tell_end())
   // Of the calls that all ranks make alike (call_book.h): to rank 0, and from it to all.
   kCalled,  // about_rank called the text as its call number `sequence`; bytes: 1 for a collective
 };

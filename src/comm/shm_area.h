@@ -4,8 +4,9 @@
 // others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
 //
 // Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first round of a
-// call before all have entered it and said the same about it; no lock lies in shared memory, so that a member may die anywhere; after an
-// error the area is broken for all members, with the reason of the first that failed.
+// call before all have entered it and said the same about it; a call of all members is passed by all or by none, as one word in shared memory
+// decides; no lock lies there, so that a member may die anywhere; after an error the area is broken for all members, with the reason of the
+// first that failed.
 #pragma once
 
 #include <atomic>
@@ -14,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -31,7 +33,7 @@ namespace amxt::comm {
 class ShmPool {
  public:
   // Collective on the node.
-  static Result<std::shared_ptr<ShmPool>> create(Group& group, Deadline deadline);
+  static Result<std::shared_ptr<ShmPool>> create(Group& group, const Limits& limits);
 
   Group& group() const { return group_; }
   // An area that nobody uses, by one member for all of them. kLimit when all are in use.
@@ -51,6 +53,9 @@ class ShmPool {
   int64_t area_bytes_ = 0;
   int areas_ = 0;
 };
+
+// The error of a rank that ends a communicator, as the other ranks get it.
+Error as_told(const Error& error, int rank);
 
 class ShmArea {
  public:
@@ -124,6 +129,10 @@ class ShmArea {
               const CollectiveCall& call, const Limits& limits);
   void advance(std::atomic<uint64_t>& counter, uint64_t to);
   void wake();
+  Status pass(uint64_t number);
+  bool has_passed(uint64_t gate) const;
+  std::optional<Error> give_up(Error error);
+  Error explain(Error error);
   Error broken() const;
   Error die(Error error);
 
@@ -136,7 +145,8 @@ class ShmArea {
   int64_t slot_bytes_ = 0, ring_bytes_ = 0, slots_offset_ = 0, rings_offset_ = 0;
   bool spins_ = false;
   uint64_t rounds_ = 0, calls_ = 0;
-  std::mutex mutex_;  // of error_
+  uint64_t current_ = UINT64_MAX;  // the call under way that all make
+  std::mutex mutex_;               // of error_
   std::unique_ptr<Error> error_;
 };
 

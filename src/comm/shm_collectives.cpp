@@ -61,4 +61,10 @@ Status ShmCollectives::barrier(const Limits& limits) {
   return area_->barrier(CollectiveCall::barrier(), limits);
 }
 
+Status ShmCollectives::exchange(const CollectiveCall& call, const void* own, void* all,
+                                int64_t bytes, const Limits& limits) {
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), bytes);
+  return area_->gather(call, own, all, pieces_of(counts), 1, limits);
+}
+
 }  // namespace amxt::comm

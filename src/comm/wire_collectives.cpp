@@ -85,7 +85,10 @@ Status WireCollectives::guarded(const Limits& limits, Body&& body) {
   if (status) return {};
   Error error = area_->fail(std::move(status).error());
   // Before the job's memory and the caller's go. What all ranks found alike, with nothing under way, leaves the wire to other communicators.
-  if (error.code() != Code::kCommProtocol || !job.flights.empty()) shared_->wire->close();
+  if (error.code() != Code::kCommProtocol || !job.flights.empty()) {
+    const Error told = as_told(error, ranks_[static_cast<size_t>(rank())]);
+    shared_->wire->close(&told);
+  }
   return error;
 }
 
@@ -521,6 +524,15 @@ Status WireCollectives::barrier(const Limits& limits) {
   return guarded(limits, [&](Job& job) { return enter(job, CollectiveCall::barrier()); });
 }
 
+Status WireCollectives::exchange(const CollectiveCall& call, const void* own, void* all,
+                                 int64_t bytes, const Limits& limits) {
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), bytes);
+  return guarded(limits, [&](Job& job) -> Status {
+    AMXT_TRY(enter(job, call));
+    return gather_parts(job, call, own, all, counts, 1);
+  });
+}
+
 // --- Messages ---------------------------------------------------------------------------------
 
 Status WireCollectives::send(const void* data, int64_t count, DType dtype, int peer,
@@ -571,11 +583,13 @@ Status WireCollectives::receive(void* data, int64_t count, DType dtype, int peer
     AMXT_TRY(finish(job));
     head.text.back() = '\0';
     if (head.parts != static_cast<uint64_t>(count) * 64 + static_cast<uint64_t>(dtype)) {
-      shared_->wire->close();  // the sender waits for a receive of its size
-      return Error(Code::kCommProtocol,
-                   fmt::format("the ranks disagree: rank {} calls {} to rank {}, which calls {}",
-                               peer, head.text.data(), rank(), call.text()))
-          .with_rank(peer);
+      Error error =
+          Error(Code::kCommProtocol,
+                fmt::format("the ranks disagree: rank {} calls {} to rank {}, which calls {}", peer,
+                            head.text.data(), rank(), call.text()))
+              .with_rank(peer);
+      shared_->wire->close(&error);  // the sender waits for a receive of its size
+      return error;
     }
     AMXT_ASSIGN(auto second,
                 shared_->wire->receive(from, message | 1, data, count * dtype_bytes(dtype)));
