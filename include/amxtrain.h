@@ -60,7 +60,8 @@ extern "C" {
  * have returned before it is destroyed.
  *
  * Structs. Each starts with `uint32_t struct_size` and is set up by its AMXT_X_INIT macro or its
- * amxt_x_init() function; one that was not is refused by name. Structs grow at their end only. A
+ * amxt_x_init() function; one that was not is refused by name. Structs grow at their end only, and
+ * the size that one had in an older header stays good: its missing fields are unset. A
  * field left at its "unset" value takes the default that its comment names; what came of it can be
  * read back (amxt_trainer_options_json() and others).
  *
@@ -1698,7 +1699,7 @@ typedef struct amxt_trainer_options {
   int64_t seed;               /* of the order of samples; unset: 42 */
   int64_t memory_limit_bytes; /* of all ranks of this node; unset: what there is */
   int64_t timeout_ns;         /* for amxt_trainer_create() itself; unset: for ever */
-  double learning_rate;       /* 0 or more; unset: 2e-5 */
+  double learning_rate;       /* 0 to 1000; unset: 2e-5 */
   double beta1;               /* 0 to below 1; unset: 0.9 */
   double beta2;               /* 0 to below 1; unset: 0.999 */
   double epsilon;             /* above 0; unset: 1e-8 */

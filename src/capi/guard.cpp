@@ -44,8 +44,9 @@ Status require(const void* pointer, std::string_view name) {
   return Error(Code::kInvalidArgument, fmt::format("{} is NULL", name));
 }
 
-Status check_size(uint32_t given, size_t known, std::string_view type) {
-  if (given == known) return {};
+Status check_size(uint32_t given, size_t known, std::span<const size_t> older,
+                  std::string_view type) {
+  if (given == known || std::ranges::find(older, given) != older.end()) return {};
   if (given < known) {
     return Error(
         Code::kInvalidArgument,

@@ -4,10 +4,13 @@
 #include <amxtrain.h>
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,15 +43,43 @@ amxt_status guarded(amxt_error* err, Body&& body) noexcept {
 // kInvalidArgument "`name` is NULL".
 Status require(const void* pointer, std::string_view name);
 
-// kInvalidArgument when the struct was not set up, or by a header of another version.
-Status check_size(uint32_t given, size_t known, std::string_view type);
+// Sizes that a struct had in headers before this one, the oldest first: a caller that was built with
+// one of those still gives them. Who appends fields to a struct adds the size it had.
+template <typename T>
+inline constexpr std::array<size_t, 0> kOlderSizes{};
+template <>
+inline constexpr std::array kOlderSizes<amxt_group_options>{
+    offsetof(amxt_group_options, allow_unauthenticated_data)};
+template <>
+inline constexpr std::array kOlderSizes<amxt_trainer_options>{
+    offsetof(amxt_trainer_options, prefetch_parameters)};
+template <>
+inline constexpr std::array kOlderSizes<amxt_step_metrics>{offsetof(amxt_step_metrics, wire_bytes)};
 
-// The caller's struct, or `defaults` for null.
+Status check_size(uint32_t given, size_t known, std::span<const size_t> older,
+                  std::string_view type);
+
+// kInvalidArgument when the struct was not set up, or by a newer header.
+template <typename T>
+Status check_struct(const T& given, std::string_view type) {
+  return check_size(given.struct_size, sizeof(T), kOlderSizes<T>, type);
+}
+
+// The caller's struct, or `defaults` for null and for fields that the caller's header lacks.
 template <typename T>
 Result<T> read_struct(const T* given, const T& defaults, std::string_view type) {
   if (given == nullptr) return defaults;
-  AMXT_TRY(check_size(given->struct_size, sizeof(T), type));
-  return *given;
+  AMXT_TRY(check_struct(*given, type));
+  T read = defaults;
+  std::memcpy(&read, given, given->struct_size);
+  return read;
+}
+
+// Gives the caller the fields that his header knows; `out` was checked by check_struct().
+template <typename T>
+void write_struct(T* out, T value) {
+  value.struct_size = out->struct_size;
+  std::memcpy(out, &value, value.struct_size);
 }
 
 // Sets a caller's struct up: no byte beyond the size that the caller knows.

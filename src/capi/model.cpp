@@ -65,7 +65,7 @@ Status info(const amxt_model* model, char** json) {
 Status tensor_info(const amxt_model* model, int64_t index, amxt_tensor_info* info) {
   AMXT_TRY(usable(model, "model"));
   AMXT_TRY(require(info, "info"));
-  AMXT_TRY(check_size(info->struct_size, sizeof(*info), "amxt_tensor_info"));
+  AMXT_TRY(check_struct(*info, "amxt_tensor_info"));
   if (index < 0 || index >= tensor_count(*model)) {
     return Error(Code::kInvalidArgument,
                  fmt::format("tensor {} of {}", index, tensor_count(*model)));
@@ -81,7 +81,7 @@ Status tensor_info(const amxt_model* model, int64_t index, amxt_tensor_info* inf
   result.file_offset = entry.begin;
   result.name = entry.name.c_str();
   result.file = model->directory->files()[static_cast<size_t>(location.file)].path().c_str();
-  *info = result;
+  write_struct(info, result);
   return {};
 }
 

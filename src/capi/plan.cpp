@@ -67,7 +67,7 @@ Status create(amxt_runtime* runtime, const amxt_model* model,
 Status summary(const amxt_plan* plan, amxt_plan_totals* totals) {
   AMXT_TRY(usable(plan, "plan"));
   AMXT_TRY(require(totals, "totals"));
-  AMXT_TRY(check_size(totals->struct_size, sizeof(*totals), "amxt_plan_totals"));
+  AMXT_TRY(check_struct(*totals, "amxt_plan_totals"));
   const train::MemoryPlan& parts = plan->plan;
   amxt_plan_totals result = AMXT_PLAN_TOTALS_INIT;
   result.fits = train::fits(parts) ? 1 : 0;
@@ -82,7 +82,7 @@ Status summary(const amxt_plan* plan, amxt_plan_totals* totals) {
   result.peak_bytes_per_rank = parts.peak_bytes_per_rank();
   result.peak_bytes_per_node = parts.peak_bytes_per_node();
   result.limit_bytes = parts.limit_bytes;
-  *totals = result;
+  write_struct(totals, result);
   return {};
 }
 

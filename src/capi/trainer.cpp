@@ -144,7 +144,7 @@ amxt_evaluation convert(const train::Evaluation& evaluation) {
 
 Result<train::Batch> read_batch(const amxt_batch* batch) {
   AMXT_TRY(require(batch, "batch"));
-  AMXT_TRY(check_size(batch->struct_size, sizeof(*batch), "amxt_batch"));
+  AMXT_TRY(check_struct(*batch, "amxt_batch"));
   return train::make_batch({.samples = batch->samples,
                             .sequence = batch->sequence_length,
                             .tokens = batch->tokens,
@@ -156,7 +156,7 @@ Result<train::Batch> read_batch(const amxt_batch* batch) {
 
 Status check_metrics(const amxt_step_metrics* metrics) {
   if (metrics == nullptr) return {};
-  return check_size(metrics->struct_size, sizeof(*metrics), "amxt_step_metrics");
+  return check_struct(*metrics, "amxt_step_metrics");
 }
 
 using TakeStep = Result<train::StepMetrics> (train::Trainer::*)(const train::Batch&,
@@ -171,7 +171,7 @@ Status step(amxt_trainer* trainer, const amxt_batch* given_batch, amxt_step_metr
                    [&](const train::CallLimits& limits) -> Status {
                      AMXT_ASSIGN(const train::StepMetrics taken,
                                  (trainer->trainer.get()->*take)(batch, limits));
-                     if (metrics != nullptr) *metrics = convert(taken);
+                     if (metrics != nullptr) write_struct(metrics, convert(taken));
                      return {};
                    });
 }
@@ -190,7 +190,7 @@ Status step_async(amxt_trainer* trainer, const amxt_batch* given_batch, amxt_ste
                                               const std::atomic<bool>& cancel) -> Status {
     AMXT_ASSIGN(const train::StepMetrics taken,
                 trainer->trainer->step(*batch, {Deadline::never(), &cancel}));
-    if (metrics != nullptr) *metrics = convert(taken);
+    if (metrics != nullptr) write_struct(metrics, convert(taken));
     return {};
   });
   *out = op.release();
@@ -233,13 +233,13 @@ Status evaluate(amxt_trainer* trainer, amxt_dataset* dataset, amxt_evaluation* e
                 int64_t timeout_ns) {
   AMXT_TRY(usable(trainer, "trainer"));
   AMXT_TRY(require(evaluation, "evaluation"));
-  AMXT_TRY(check_size(evaluation->struct_size, sizeof(*evaluation), "amxt_evaluation"));
+  AMXT_TRY(check_struct(*evaluation, "amxt_evaluation"));
   AMXT_ASSIGN(const std::shared_ptr<const io::Dataset> data, bind(trainer, dataset, "dataset"));
   return on_engine(trainer, "trainer evaluate", timeout_ns, AMXT_STAGE_LOAD,
                    [&](const train::CallLimits& limits) -> Status {
                      AMXT_ASSIGN(const train::Evaluation result,
                                  trainer->trainer->evaluate(*data, limits));
-                     *evaluation = convert(result);
+                     write_struct(evaluation, convert(result));
                      return {};
                    });
 }
@@ -354,7 +354,7 @@ Status run(amxt_trainer* trainer, amxt_dataset* dataset, const amxt_run_options*
 Status get_state(const amxt_trainer* trainer, amxt_trainer_state* state) {
   AMXT_TRY(usable(trainer, "trainer"));
   AMXT_TRY(require(state, "state"));
-  AMXT_TRY(check_size(state->struct_size, sizeof(*state), "amxt_trainer_state"));
+  AMXT_TRY(check_struct(*state, "amxt_trainer_state"));
   const train::TrainerState now = trainer->trainer->state();
   amxt_trainer_state result = AMXT_TRAINER_STATE_INIT;
   result.status = static_cast<int32_t>(now.status);
@@ -363,7 +363,7 @@ Status get_state(const amxt_trainer* trainer, amxt_trainer_state* state) {
   result.position = now.position;
   result.epoch = now.epoch;
   result.learning_rate = now.learning_rate;
-  *state = result;
+  write_struct(state, result);
   return {};
 }
 
@@ -388,7 +388,7 @@ std::string stages_json(const std::vector<train::MemoryStage>& stages) {
 Status memory_report(const amxt_trainer* trainer, amxt_memory_usage* usage, char** json) {
   AMXT_TRY(usable(trainer, "trainer"));
   if (usage != nullptr) {
-    AMXT_TRY(check_size(usage->struct_size, sizeof(*usage), "amxt_memory_usage"));
+    AMXT_TRY(check_struct(*usage, "amxt_memory_usage"));
   }
   const std::vector<train::MemoryStage> stages = trainer->trainer->memory_report();
   char* text = nullptr;
@@ -405,7 +405,7 @@ Status memory_report(const amxt_trainer* trainer, amxt_memory_usage* usage, char
     result.all_shared_bytes = last.all_shared_bytes;
     result.rank_peak_rss_bytes = last.rank_peak_rss_bytes;
     result.all_peak_pss_bytes = last.all_peak_pss_bytes;
-    *usage = result;
+    write_struct(usage, result);
   }
   if (json != nullptr) *json = text;
   return {};

@@ -20,8 +20,8 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/assembly.h"
 #include "comm/limits.h"
-#include "comm/rendezvous.h"
 
 namespace amxt::comm {
 

@@ -39,6 +39,7 @@ class Handshake {
   bool is_over() const { return state_ != State::kConnecting && state_ != State::kGoing; }
   const std::optional<Entry>& entry() const { return entry_; }
   Link& link() { return *link_; }
+  const Link& link() const { return *link_; }
   Deadline deadline() const { return deadline_; }
   short events() const;  // to poll for
 

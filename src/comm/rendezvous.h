@@ -9,37 +9,15 @@
 // job, the lowest rank of each node its control segment. From then on no listener and no connection to the store is left.
 #pragma once
 
-#include <memory>
 #include <string>
-#include <vector>
 
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
-#include "comm/identity.h"
+#include "comm/assembly.h"
 #include "comm/launch.h"
-#include "comm/link.h"
-#include "comm/nodes.h"
 
 namespace amxt::comm {
-
-struct Member {
-  Identity identity;
-  std::unique_ptr<Link> link;  // none in one's own entry
-  Descriptor process;          // see process_descriptor(); of one's own machine
-  // What it has said as a member of the group already: it heard of the start before this process did.
-  struct Early {
-    Message message;
-    Descriptor passed;
-  };
-  std::vector<Early> early;
-};
-
-struct Gathering {
-  std::vector<Member> members;  // by rank, oneself included
-  Nodes nodes;
-  Descriptor control;  // the memfd of the node's control segment
-};
 
 // What a rank that an entry tells of cannot be reached for, if that is so: it is on another machine (not `machine`) and its entry has no
 // address that leads there.

@@ -73,22 +73,18 @@ Status GradientExchange::begin(Poll poll) {
 
 Status GradientExchange::send(std::span<const int64_t> to, std::span<const int64_t> from,
                               Combine combine) {
-  comm::Wire& wire = traffic_->wire();
   Set& set = sets_[current_];
-  const uint64_t tag = tag_of(Stream::kGradients, sent_++);
+  const Tag tag{Stream::kGradients, sent_++};
   const int64_t element = dtype_bytes(dtype_);
   for (int node = 0; node < traffic_->nodes().count(); ++node) {
     const int64_t elements = from[static_cast<size_t>(node)];
     if (node == traffic_->node() || elements == 0) continue;
-    AMXT_ASSIGN(comm::Wire::Pending pending,
-                wire.receive(traffic_->partner(node, traffic_->rank()), tag,
-                             received(current_, node), elements * element));
-    set.pending.push_back(std::move(pending));
+    AMXT_TRY(traffic_->receive(tag, traffic_->partner(node, traffic_->rank()),
+                               received(current_, node), elements * element, &set.pending));
   }
   for (size_t i = 1; i < owners_.size(); ++i) {
     if (to[i] == 0) continue;
-    AMXT_ASSIGN(comm::Wire::Pending pending, wire.send(owners_[i], tag, part(i), to[i] * element));
-    set.pending.push_back(std::move(pending));
+    AMXT_TRY(traffic_->send(tag, owners_[i], part(i), to[i] * element, &set.pending));
   }
   set.combine = std::move(combine);
   return {};
@@ -97,12 +93,7 @@ Status GradientExchange::send(std::span<const int64_t> to, std::span<const int64
 Status GradientExchange::complete(int index, Poll poll) {
   Set& set = sets_[index];
   if (!set.combine) return {};
-  const int64_t began = monotonic_ns();
-  for (const comm::Wire::Pending& transfer : set.pending) {
-    AMXT_TRY(wait_for(traffic_->wire(), *transfer, poll));
-  }
-  wait_ns_ += monotonic_ns() - began;
-  set.pending.clear();
+  AMXT_TRY(traffic_->wait(Stream::kGradients, &set.pending, poll));
   std::vector<const std::byte*> parts;
   for (int node = 0; node < traffic_->nodes().count(); ++node) {
     parts.push_back(node == traffic_->node() ? memory_.data() + index * set_bytes_

@@ -44,11 +44,9 @@ class GradientExchange {
   // Forgets it, when the traffic was disconnected.
   void restart();
 
-  int64_t wait_ns() const { return wait_ns_; }
-
  private:
   struct Set {
-    std::vector<comm::Wire::Pending> pending;
+    Traffic::Pending pending;
     Combine combine;
   };
   GradientExchange(const Layout* layout, Traffic* traffic, DType dtype);
@@ -65,7 +63,6 @@ class GradientExchange {
   Set sets_[2];
   int current_ = 1;
   uint64_t sent_ = 0;
-  int64_t wait_ns_ = 0;
 };
 
 }  // namespace amxt::store

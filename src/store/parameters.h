@@ -69,7 +69,6 @@ class Parameters {
   void disconnect();
   // Null on one node.
   Traffic* traffic() { return traffic_.get(); }
-  int64_t wait_ns() const { return window_ ? window_->wait_ns() : 0; }
 
   // The compute weights of rows that this rank owns.
   E* weights(const OwnedRange& range) const {

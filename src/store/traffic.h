@@ -7,6 +7,8 @@
 // Not thread-safe, but that transfers may be posted and waited for by any thread. Every rank makes the same calls in the same order.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -23,27 +25,43 @@ namespace amxt::store {
 // Looks whether to go on waiting.
 using Poll = FunctionRef<Status()>;
 
-// What a tag is of: its top byte.
-enum class Stream : uint64_t { kWeights = 1, kGradients = 2, kRecords = 3, kEmbedding = 4 };
+// What passes the wire.
+enum class Stream : uint8_t { kWeights, kEmbedding, kGradients, kRecords };
+constexpr int kStreams = 4;
+const char* stream_name(Stream stream);  // the collective that it is: "all_gather_weights"
 
-constexpr uint64_t tag_of(Stream stream, uint64_t number) {
-  return static_cast<uint64_t>(stream) << 56 | number;
-}
-
-// A transfer with the deadline of nobody but `poll`, which is asked at least every 100 ms.
-Status wait_for(comm::Wire& wire, comm::Wire::Transfer& transfer, Poll poll);
+// Of a transfer: numbers of one stream are its own.
+struct Tag {
+  Stream stream;
+  uint64_t number;
+};
 
 class Traffic {
  public:
+  using Pending = std::vector<comm::Wire::Pending>;
+  struct Use {
+    int64_t sent_bytes = 0;
+    int64_t wait_ns = 0;  // that computing waited
+  };
+
   explicit Traffic(comm::Group* group);
 
-  // Collective over all ranks: a new wire. Counters go on.
+  // Collective over all ranks: a new wire. What was counted stays.
   Status connect(Deadline deadline);
   // Gives up what is under way; the other ranks must do so too.
   void disconnect();
   bool is_connected() const { return wire_ != nullptr; }
   comm::Wire& wire() { return *wire_; }
-  comm::Wire::Counters counters() const;
+
+  // Posts a transfer and adds it to `pending`.
+  Status send(Tag tag, int rank, const void* data, int64_t bytes, Pending* pending);
+  Status receive(Tag tag, int rank, void* data, int64_t bytes, Pending* pending);
+  // Ends them all, with the deadline of nobody but `poll`, which is asked at least every 100 ms. Counts the time.
+  Status wait(Stream stream, Pending* pending, Poll poll);
+  void count_wait(Stream stream, int64_t ns);
+  using Uses = std::array<Use, kStreams>;  // by stream
+  // Since this was made.
+  Uses uses() const;
 
   const comm::Nodes& nodes() const { return group_->nodes(); }
   int rank() const { return group_->rank(); }
@@ -62,8 +80,8 @@ class Traffic {
   comm::Group* group_;
   std::vector<int> served_;
   std::unique_ptr<comm::Wire> wire_;
-  comm::Wire::Counters past_;  // of former wires
   uint64_t records_ = 0;
+  std::array<std::atomic<int64_t>, kStreams> sent_bytes_{}, wait_ns_{};
 };
 
 }  // namespace amxt::store

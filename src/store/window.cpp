@@ -131,7 +131,7 @@ Result<const std::byte*> Window::acquire(int64_t deal, Poll poll) {
     }
     futex_wait(&filled, seen, FutexScope::kShared, Deadline::after(kLookNs));
   }
-  wait_ns_ += monotonic_ns() - began;
+  traffic_->count_wait(Stream::kWeights, monotonic_ns() - began);
   return slot(item);
 }
 
@@ -150,7 +150,7 @@ Status Window::drain(Poll poll) {
     AMXT_TRY(poll());
     lock.lock();
   }
-  wait_ns_ += monotonic_ns() - began;
+  traffic_->count_wait(Stream::kWeights, monotonic_ns() - began);
   if (!error_) return {};
   lock.unlock();
   AMXT_TRY(poll());  // says why, when a peer has left because the call has ended
@@ -165,17 +165,15 @@ bool Window::is_free(uint64_t item) const {
 
 // Posts what others take of this rank and what it fetches for its node, and copies its own rows.
 Status Window::post(uint64_t item, int64_t deal, Flight* flight) {
-  comm::Wire& wire = traffic_->wire();
   std::byte* const at = slot(item);
   const auto tag = [item](size_t range) {
-    return tag_of(Stream::kWeights, item * kRangesPerDeal + range);
+    return Tag{Stream::kWeights, item * kRangesPerDeal + range};
   };
   for (const int owner : traffic_->served()) {
     const std::span<const OwnedRange> ranges = layout_->ranges(owner, deal);
     for (size_t i = 0; i < ranges.size(); ++i) {
-      AMXT_ASSIGN(comm::Wire::Pending pending,
-                  wire.receive(owner, tag(i), place(at, deal, ranges[i]), range_bytes(ranges[i])));
-      flight->receives.push_back(std::move(pending));
+      AMXT_TRY(traffic_->receive(tag(i), owner, place(at, deal, ranges[i]), range_bytes(ranges[i]),
+                                 &flight->receives));
     }
   }
   const int me = group_->rank();
@@ -183,10 +181,9 @@ Status Window::post(uint64_t item, int64_t deal, Flight* flight) {
   for (int node = 0; node < group_->node_count(); ++node) {
     if (node == group_->node()) continue;
     for (size_t i = 0; i < own.size(); ++i) {
-      AMXT_ASSIGN(comm::Wire::Pending pending,
-                  wire.send(traffic_->partner(node, me), tag(i),
-                            home_ + own[i].private_offset * element_bytes_, range_bytes(own[i])));
-      sends_.push_back(std::move(pending));
+      AMXT_TRY(traffic_->send(tag(i), traffic_->partner(node, me),
+                              home_ + own[i].private_offset * element_bytes_, range_bytes(own[i]),
+                              &sends_));
     }
   }
   for (const OwnedRange& range : own) {
@@ -221,7 +218,7 @@ Status Window::fetch_next(std::deque<Flight>* flights) {
     return status;
   };
   if (!flights->empty()) {
-    std::vector<comm::Wire::Pending>& receives = flights->front().receives;
+    Traffic::Pending& receives = flights->front().receives;
     if (!receives.empty()) {
       AMXT_TRY(wait(receives.back()));
       if (!receives.back()) receives.pop_back();

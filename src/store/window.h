@@ -50,13 +50,10 @@ class Window {
   // Waits until this rank has sent all that others take of it.
   Status drain(Poll poll);
 
-  // Time that acquire() and drain() waited, since create().
-  int64_t wait_ns() const { return wait_ns_; }
-
  private:
   struct Flight {
     uint64_t item;
-    std::vector<comm::Wire::Pending> receives;
+    Traffic::Pending receives;
   };
   struct Counts;
 
@@ -86,15 +83,14 @@ class Window {
   comm::SharedMemory memory_;
   int64_t slot_bytes_ = 0;
   uint64_t acquired_ = 0, released_ = 0;  // items
-  int64_t wait_ns_ = 0;
 
   std::thread thread_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::deque<int64_t> deals_;               // not acquired yet
-  std::deque<int64_t> todo_;                // not begun by the thread yet
-  uint64_t next_item_ = 0;                  // the thread's
-  std::vector<comm::Wire::Pending> sends_;  // the thread's
+  std::deque<int64_t> deals_;  // not acquired yet
+  std::deque<int64_t> todo_;   // not begun by the thread yet
+  uint64_t next_item_ = 0;     // the thread's
+  Traffic::Pending sends_;     // the thread's
   std::atomic<bool> stopping_{false};
   bool idle_ = true;  // the thread has nothing under way, and begins nothing before it is woken
   bool quit_ = false;

@@ -84,6 +84,10 @@ std::string metrics_line(const StepMetrics& m) {
   if (m.wire_bytes > 0) {
     json["wire_bytes"] = m.wire_bytes;
     json["wire_wait_seconds"] = number(m.wire_wait_seconds);
+    for (const StepMetrics::Traffic& one : m.traffic) {
+      json["traffic"][one.transport][one.collective] = {{"bytes", one.bytes},
+                                                        {"wait_seconds", number(one.wait_seconds)}};
+    }
   }
   if (m.skipped) json["skipped"] = true;
   return json.dump();

@@ -35,6 +35,7 @@
 #include "train/batch.h"
 #include "train/options.h"
 #include "train/plan.h"
+#include "train/process_memory.h"
 #include "train/step_control.h"
 
 namespace amxt::train {
@@ -58,8 +59,9 @@ struct StepResult {
   int64_t pss_bytes = 0;       // sum over ranks, now
   int64_t private_bytes = 0;   // sum over ranks, now
   double seconds = 0;
-  int64_t wire_sent_bytes = 0;   // between nodes, sum over ranks
-  double wire_wait_seconds = 0;  // that computing waited for the wire, largest rank
+  const char* transport = "";    // between nodes
+  store::Traffic::Uses wire{};   // over it: bytes of all ranks, waits of the largest
+  double wire_wait_seconds = 0;  // that computing waited for the wire in all, largest rank
 };
 
 template <typename E>
@@ -97,11 +99,8 @@ class StepRunner {
                               const std::optional<Error>& refused = std::nullopt);
 
   StepControl& control() { return *control_; }
-  // Memory of all ranks, exchanged: each rank's private and proportional bytes. Collective.
-  struct MemoryUse {
-    int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
-  };
-  Result<std::vector<MemoryUse>> exchange_memory(const StepControl::Limits& limits);
+  // Collective. By rank.
+  Result<std::vector<ProcessMemory>> exchange_memory(const StepControl::Limits& limits);
 
   // Of a node with `ranks` of the `world` ranks.
   static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
@@ -121,11 +120,10 @@ class StepRunner {
         bad_micro_batch;  // first micro-batch (accumulation index) whose loss is not finite, or -1
     int64_t bad_layer;    // first layer whose output is not finite there, or -1
     int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
-    int64_t private_bytes, pss_bytes, peak_rss_bytes;
+    ProcessMemory memory;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
     int64_t micro_batches;
-    int64_t wire_sent_bytes;
-    double wire_wait_seconds;
+    store::Traffic::Uses wire;
     double learning_rate;
     double seconds;
   };
@@ -188,16 +186,15 @@ class StepRunner {
   Error leave(Error error);
   Status why_lost(const Error& error);
 
-  // With several nodes (step_nodes.cpp).
-  struct WireUse {
-    int64_t sent_bytes = 0, wait_ns = 0;
-  };
+  // With several nodes.
   Status join_nodes(Deadline deadline);
   // Every call begins an attempt and ends it by one word for all ranks: so all know alike whether the wire is in order.
   Status begin_call(const StepControl::Limits& limits);
   Status end_call();
   void give_up_wire();
-  WireUse wire_use() const;
+  store::Traffic::Uses wire_uses() const;
+  store::Traffic::Uses wire_since(const store::Traffic::Uses& before) const;
+  void add_wire(const store::Traffic::Uses& of_rank, StepResult* result) const;
   Status exchange_boxes();
   Status exchange_squares();
   Status exchange_tokens();
@@ -209,8 +206,9 @@ class StepRunner {
   Status embedding_parts(int64_t count, bool first_wave);
   int64_t find_bad_layer(int64_t slot) const;
   std::optional<Error> nonfinite(const StepInput& input, double norm) const;
-  void publish_memory();
-  int64_t micro_batches(const Batch& batch) const;
+  int64_t micro_batches(const Batch& batch) const {
+    return (batch.samples + p_.options->micro_batch - 1) / p_.options->micro_batch;
+  }
 
   model::Rows rows(const Batch& batch, int64_t accumulation) const;
   model::LossRows loss_rows(const Batch& batch, int64_t accumulation, int64_t index) const;
@@ -235,12 +233,20 @@ class StepRunner {
   double& loss(int rank, int64_t accumulation) const {
     return weight(rank, p_.options->accumulate + accumulation);
   }
-  E* slot(int local_rank, int64_t index) const;  // arena of a rank's micro-batch of the wave
-  float* slot_floats(int local_rank, int64_t index) const;
+  // A rank's micro-batch of the wave in the arena.
+  E* slot(int local_rank, int64_t index) const {
+    return arena_ + (local_rank * p_.plan->wave + index) * slot_elements_;
+  }
+  float* slot_floats(int local_rank, int64_t index) const {
+    return floats_ + (local_rank * p_.plan->wave + index) * slot_float_count_;
+  }
   // Tokens of a rank of the job in the wave, one micro-batch after the other; before them their number.
   int32_t* tokens_of(int rank) const { return tokens_ + rank * token_stride_ + 1; }
   int32_t& token_count(int rank) const { return tokens_[rank * token_stride_]; }
-  E* input(int64_t layer, int64_t index) const;  // x of a layer (layers: output of the last), kept
+  // x of a layer (layers: output of the last), kept.
+  E* input(int64_t layer, int64_t index) const {
+    return inputs_ + (layer * p_.plan->wave + index) * micro_rows() * p_.config->hidden_size;
+  }
 
   Parts p_;
   std::unique_ptr<model::Decoder<E>> decoder_;

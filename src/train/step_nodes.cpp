@@ -51,10 +51,33 @@ void StepRunner<E>::give_up_wire() {
 }
 
 template <typename E>
-auto StepRunner<E>::wire_use() const -> WireUse {
-  if (!has_nodes()) return {};
-  return {p_.parameters->traffic()->counters().sent_bytes,
-          p_.parameters->wait_ns() + exchange_->wait_ns()};
+auto StepRunner<E>::wire_uses() const -> store::Traffic::Uses {
+  return has_nodes() ? p_.parameters->traffic()->uses() : store::Traffic::Uses();
+}
+
+template <typename E>
+auto StepRunner<E>::wire_since(const store::Traffic::Uses& before) const -> store::Traffic::Uses {
+  store::Traffic::Uses uses = wire_uses();
+  for (size_t i = 0; i < uses.size(); ++i) {
+    uses[i].sent_bytes -= before[i].sent_bytes;
+    uses[i].wait_ns -= before[i].wait_ns;
+  }
+  return uses;
+}
+
+template <typename E>
+void StepRunner<E>::add_wire(const store::Traffic::Uses& of_rank, StepResult* result) const {
+  if (!has_nodes()) return;
+  result->transport = p_.parameters->traffic()->wire().name();
+  int64_t wait_ns = 0;
+  for (size_t i = 0; i < of_rank.size(); ++i) {
+    result->wire[i].sent_bytes += of_rank[i].sent_bytes;
+    result->wire[i].wait_ns = std::max(result->wire[i].wait_ns, of_rank[i].wait_ns);
+    // Of the records others are waited for, not the wire.
+    if (static_cast<store::Stream>(i) != store::Stream::kRecords) wait_ns += of_rank[i].wait_ns;
+  }
+  result->wire_wait_seconds =
+      std::max(result->wire_wait_seconds, 1e-9 * static_cast<double>(wait_ns));
 }
 
 template <typename E>
@@ -161,7 +184,7 @@ Status StepRunner<E>::fetch_embedding() {
   const int64_t D = p_.config->hidden_size, row_bytes = D * static_cast<int64_t>(sizeof(E));
   store::Traffic& traffic = *p_.parameters->traffic();
   const comm::Nodes& nodes = p_.group->nodes();
-  const uint64_t tag = tag_of(store::Stream::kEmbedding, embedding_fetches_++);
+  const store::Tag tag{store::Stream::kEmbedding, embedding_fetches_++};
   const auto row_at = [&](int32_t row) -> const E* {
     const int64_t deal = p_.layout->embedding_deal(row / model::kVocabularyBlock);
     for (const store::OwnedRange& range : p_.layout->ranges(me(), deal)) {
@@ -170,17 +193,12 @@ Status StepRunner<E>::fetch_embedding() {
     return nullptr;
   };
   const Needed& own = needed_[static_cast<size_t>(p_.group->node())];
-  std::vector<comm::Wire::Pending> pending;
-  const auto add = [&pending](Result<comm::Wire::Pending> posted) -> Status {
-    if (!posted) return std::move(posted).error();
-    pending.push_back(std::move(*posted));
-    return {};
-  };
+  store::Traffic::Pending pending;
   for (const int owner : traffic.served()) {
     const auto count = static_cast<int64_t>(own.of(owner).size());
     if (count == 0) continue;
     E* const to = embedding_ + own.begin[static_cast<size_t>(owner)] * D;
-    AMXT_TRY(add(traffic.wire().receive(owner, tag, to, count * row_bytes)));
+    AMXT_TRY(traffic.receive(tag, owner, to, count * row_bytes, &pending));
   }
   size_t staged = 0;
   for (int node = 0; node < nodes.count(); ++node)
@@ -195,11 +213,10 @@ Status StepRunner<E>::fetch_embedding() {
     for (const int32_t row : rows) to = std::copy_n(row_at(row), D, to);
     if (stays || rows.empty()) continue;
     from = to;
-    AMXT_TRY(add(traffic.wire().send(traffic.partner(node, me()), tag, begin,
-                                     static_cast<int64_t>(rows.size()) * row_bytes)));
+    AMXT_TRY(traffic.send(tag, traffic.partner(node, me()), begin,
+                          static_cast<int64_t>(rows.size()) * row_bytes, &pending));
   }
-  for (const comm::Wire::Pending& transfer : pending)
-    AMXT_TRY(store::wait_for(traffic.wire(), *transfer, [this] { return poll(); }));
+  AMXT_TRY(traffic.wait(tag.stream, &pending, [this] { return poll(); }));
   return control_->barrier();
 }
 
@@ -296,19 +313,22 @@ Status StepRunner<E>::embedding_parts(int64_t count, bool first_wave) {
   return exchange.finish([this] { return poll(); });
 }
 
-#define AMXT_INSTANTIATE(E)                                                        \
-  template Status StepRunner<E>::join_nodes(Deadline);                             \
-  template Status StepRunner<E>::begin_call(const StepControl::Limits&);           \
-  template Status StepRunner<E>::end_call();                                       \
-  template void StepRunner<E>::give_up_wire();                                     \
-  template auto StepRunner<E>::wire_use() const -> WireUse;                        \
-  template Status StepRunner<E>::exchange_boxes();                                 \
-  template Status StepRunner<E>::exchange_squares();                               \
-  template Status StepRunner<E>::exchange_tokens();                                \
-  template void StepRunner<E>::find_needed();                                      \
-  template Status StepRunner<E>::begin_wave(const Batch&, int64_t, int64_t, bool); \
-  template Status StepRunner<E>::fetch_embedding();                                \
-  template Status StepRunner<E>::deal_parts(int64_t, bool, Compute);               \
+#define AMXT_INSTANTIATE(E)                                                              \
+  template Status StepRunner<E>::join_nodes(Deadline);                                   \
+  template Status StepRunner<E>::begin_call(const StepControl::Limits&);                 \
+  template Status StepRunner<E>::end_call();                                             \
+  template void StepRunner<E>::give_up_wire();                                           \
+  template auto StepRunner<E>::wire_uses() const -> store::Traffic::Uses;                \
+  template auto StepRunner<E>::wire_since(const store::Traffic::Uses&) const             \
+      -> store::Traffic::Uses;                                                           \
+  template void StepRunner<E>::add_wire(const store::Traffic::Uses&, StepResult*) const; \
+  template Status StepRunner<E>::exchange_boxes();                                       \
+  template Status StepRunner<E>::exchange_squares();                                     \
+  template Status StepRunner<E>::exchange_tokens();                                      \
+  template void StepRunner<E>::find_needed();                                            \
+  template Status StepRunner<E>::begin_wave(const Batch&, int64_t, int64_t, bool);       \
+  template Status StepRunner<E>::fetch_embedding();                                      \
+  template Status StepRunner<E>::deal_parts(int64_t, bool, Compute);                     \
   template Status StepRunner<E>::embedding_parts(int64_t, bool)
 
 AMXT_INSTANTIATE(float);

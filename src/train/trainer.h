@@ -53,6 +53,13 @@ struct StepMetrics {
   int64_t peak_rss_bytes = 0, peak_pss_bytes_all_ranks = 0;
   int64_t wire_bytes = 0;        // between nodes
   double wire_wait_seconds = 0;  // of the rank that waited longest
+  // The collectives that passed between the nodes: bytes of all ranks, seconds as above.
+  struct Traffic {
+    std::string transport, collective;
+    int64_t bytes = 0;
+    double wait_seconds = 0;
+  };
+  std::vector<Traffic> traffic;
   int32_t world_size = 1;
   bool skipped = false;
 };

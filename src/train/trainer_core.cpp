@@ -108,9 +108,9 @@ TrainerState TrainerCore::state() const {
 }
 
 Status TrainerCore::set_learning_rate(std::optional<double> rate) {
-  if (rate && (!std::isfinite(*rate) || *rate < 0)) {
+  if (rate && !(*rate >= 0 && *rate <= kMostLearningRate)) {
     return Error(Code::kInvalidArgument,
-                 fmt::format("the learning rate is {}; it is 0 or more", *rate));
+                 fmt::format("the learning rate is {}; it is 0 to 1000", *rate));
   }
   std::lock_guard lock(mutex_);
   rate_override_ = rate;
@@ -118,15 +118,15 @@ Status TrainerCore::set_learning_rate(std::optional<double> rate) {
 }
 
 Status TrainerCore::record_memory(const std::string& stage, const CallLimits& limits) {
-  AMXT_ASSIGN(const std::vector<RankMemory> all, exchange_memory(step_limits(limits)));
+  AMXT_ASSIGN(const std::vector<ProcessMemory> all, exchange_memory(step_limits(limits)));
   MemoryStage record;
   record.stage = stage;
   int64_t pss = 0;
-  for (const RankMemory& rank : all) {
+  for (const ProcessMemory& rank : all) {
     record.all_private_bytes += rank.private_bytes;
     pss += rank.pss_bytes;
   }
-  const RankMemory& mine = all[static_cast<size_t>(group().rank())];
+  const ProcessMemory& mine = all[static_cast<size_t>(group().rank())];
   record.rank_private_bytes = mine.private_bytes;
   record.rank_shared_bytes = std::max<int64_t>(0, mine.pss_bytes - mine.private_bytes);
   record.all_shared_bytes = std::max<int64_t>(0, pss - record.all_private_bytes);
@@ -177,8 +177,13 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
   metrics.seconds = result->seconds;
   metrics.skipped = result->skipped;
   metrics.world_size = group().size();
-  metrics.wire_bytes = result->wire_sent_bytes;
   metrics.wire_wait_seconds = result->wire_wait_seconds;
+  for (size_t i = 0; group().node_count() > 1 && i < result->wire.size(); ++i) {
+    const store::Traffic::Use& use = result->wire[i];
+    metrics.wire_bytes += use.sent_bytes;
+    metrics.traffic.push_back({result->transport, store::stream_name(static_cast<store::Stream>(i)),
+                               use.sent_bytes, static_cast<double>(use.wait_ns) * 1e-9});
+  }
   if (metrics.seconds > 0) {
     metrics.tokens_per_second = static_cast<double>(metrics.tokens) / metrics.seconds;
     metrics.model_tflops =

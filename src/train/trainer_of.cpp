@@ -271,12 +271,8 @@ auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities,
 
 template <typename E>
 auto TrainerOf<E>::exchange_memory(const StepControl::Limits& limits)
-    -> Result<std::vector<RankMemory>> {
-  AMXT_ASSIGN(const auto all, runner_->exchange_memory(limits));
-  std::vector<RankMemory> ranks;
-  for (const auto& use : all)
-    ranks.push_back({use.private_bytes, use.pss_bytes, use.peak_rss_bytes});
-  return ranks;
+    -> Result<std::vector<ProcessMemory>> {
+  return runner_->exchange_memory(limits);
 }
 
 template <typename E>

@@ -606,6 +606,38 @@ static void bad_options_are_refused_by_name(void** state) {
   fixture_free(f);
 }
 
+// A caller built with the header before fields were appended: what is behind them is not his.
+static void sizes_of_older_headers_stay_good(void** state) {
+  (void)state;
+  struct fixture* f = fixture_with_model();
+  amxt_group_options group = AMXT_GROUP_OPTIONS_INIT;
+  group.struct_size = offsetof(amxt_group_options, allow_unauthenticated_data);
+  group.rank = 0;
+  group.world_size = 1;
+  group.allow_unauthenticated_data = 77;
+  OK(amxt_group_create(f->runtime, &group, &f->group, &err));
+  amxt_trainer_options options = fixture_trainer_options();
+  options.struct_size = offsetof(amxt_trainer_options, prefetch_parameters);
+  options.prefetch_parameters = -77;
+  options.live_parameters = -77;
+  options.wire_dtype = 77;
+  OK(amxt_trainer_create(f->runtime, f->group, f->model, &options, &f->trainer, &err));
+  OK(amxt_trainer_load(f->trainer, f->model_path, LONG, &err));
+  amxt_step_metrics metrics = AMXT_STEP_METRICS_INIT;
+  metrics.struct_size = offsetof(amxt_step_metrics, wire_bytes);
+  metrics.wire_bytes = 77;
+  metrics.wire_wait_seconds = 77;
+  OK(amxt_trainer_step(f->trainer, &f->batch, &metrics, LONG, &err));
+  assert_int_equal(metrics.step, 1);
+  assert_int_equal(metrics.struct_size, offsetof(amxt_step_metrics, wire_bytes));
+  assert_int_equal(metrics.wire_bytes, 77);
+  assert_true(metrics.wire_wait_seconds == 77);
+  metrics.struct_size += 4;
+  FAILS(AMXT_E_INVALID_ARGUMENT, "amxt_step_metrics",
+        amxt_trainer_step(f->trainer, &f->batch, &metrics, LONG, &err));
+  fixture_free(f);
+}
+
 static void a_trainer_outlives_its_parents(void** state) {
   struct fixture* f = fixture_loaded();
   (void)state;
@@ -689,6 +721,7 @@ int main(void) {
       cmocka_unit_test(the_learning_rate_can_be_set),
       cmocka_unit_test(effective_options_and_memory_are_told),
       cmocka_unit_test(bad_options_are_refused_by_name),
+      cmocka_unit_test(sizes_of_older_headers_stay_good),
       cmocka_unit_test(a_trainer_outlives_its_parents),
       cmocka_unit_test(null_trainers_are_refused),
       cmocka_unit_test(peak_can_be_cancelled_and_has_a_deadline),

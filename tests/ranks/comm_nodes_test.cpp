@@ -224,11 +224,11 @@ TEST_F(CommNodes, AShortStopIsNoFault) {
 }
 
 TEST_F(CommNodes, ARankThatIsStoppedTooLongIsNamedAndHearsItAfterwards) {
-  const auto ranks = start_joined("barriers", {0, 0, 1, 1}, {{"PEER_MS", "1000"}});
+  const auto ranks = start_joined("barriers", {0, 0, 1, 1}, {{"PEER_MS", "3000"}});
   for (RankProcess* rank : ranks) rank->expect("passed");
   ranks[3]->signal(SIGSTOP);
-  const std::string message = name(3, *ranks[3]) + " has been silent for 1 s";
-  expect_all_to_fail({ranks[0], ranks[1], ranks[2]}, Code::kCommPeerLost, message, 4 * kSecond);
+  const std::string message = name(3, *ranks[3]) + " has been silent for 3 s";
+  expect_all_to_fail({ranks[0], ranks[1], ranks[2]}, Code::kCommPeerLost, message, 7 * kSecond);
   ranks[3]->signal(SIGCONT);
   expect_all_to_fail({ranks[3]}, Code::kCommPeerLost, message, 2 * kSecond);
 }

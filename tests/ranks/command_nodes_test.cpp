@@ -77,7 +77,16 @@ TEST_F(CommandNodes, FiftyStepsHaveTheLossesOfOneNode) {
   expect_same_losses("two", "one");
   expect_success({0, 0, 1, 1}, exact("four", fifty + Arguments{"--accumulate", "1"}));
   expect_same_losses("four", "one");
-  EXPECT_GT(metrics_of(path("two.jsonl"))[1].at("wire_bytes").get<int64_t>(), 0);
+  const Json step = metrics_of(path("two.jsonl"))[1];
+  int64_t bytes = 0;
+  for (const char* name : {"all_gather_weights", "all_to_all_embedding", "reduce_scatter_gradients",
+                           "all_gather_records"}) {
+    const Json& one = step.at("traffic").at("gloo").at(name);
+    EXPECT_GT(one.at("bytes").get<int64_t>(), 0) << name;
+    EXPECT_GE(one.at("wait_seconds").get<double>(), 0) << name;
+    bytes += one.at("bytes").get<int64_t>();
+  }
+  EXPECT_EQ(step.at("wire_bytes").get<int64_t>(), bytes);
 }
 
 TEST_F(CommandNodes, FourNodesOfTwoTrainSaveResumeAndExport) {

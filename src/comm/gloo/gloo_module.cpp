@@ -4,6 +4,7 @@
 #include "comm/gloo_module.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <gloo/transport/tcp/context.h>
 #include <gloo/transport/tcp/device.h>
 #include <gloo/transport/tcp/pair.h>

@@ -180,10 +180,21 @@ TEST(StepNodes, BytesOnTheWireAreTheLeast) {
       const train::StepResult result =
           job.step(part_of_batch(golden, 1, world, group.rank()), 2, 1e-3);
       // Two nodes: each lacks what the other has, so each byte of the model passes once, whoever has more.
-      const int64_t least = 3 * 2 * job.layout().shared_elements();
-      EXPECT_GT(result.wire_sent_bytes, 0);
-      EXPECT_LE(static_cast<double>(result.wire_sent_bytes), 1.3 * static_cast<double>(least))
+      const int64_t model_bytes = 2 * job.layout().shared_elements();
+      int64_t sent = 0;
+      for (size_t i = 0; i < result.wire.size(); ++i) {
+        const auto stream = static_cast<store::Stream>(i);
+        const store::Traffic::Use& use = result.wire[i];
+        EXPECT_GT(use.sent_bytes, 0) << stream_name(stream);
+        EXPECT_GT(use.wait_ns, 0) << stream_name(stream);
+        const int64_t most = stream == store::Stream::kGradients ? model_bytes : 2 * model_bytes;
+        EXPECT_LE(use.sent_bytes, most) << stream_name(stream);
+        sent += use.sent_bytes;
+      }
+      EXPECT_LE(static_cast<double>(sent), 1.3 * static_cast<double>(3 * model_bytes))
           << "the model is so small that records count";
+      EXPECT_GT(result.wire_wait_seconds, 0);
+      EXPECT_LT(result.wire_wait_seconds, result.seconds);
     });
   }
 }

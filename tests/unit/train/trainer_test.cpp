@@ -129,8 +129,9 @@ TEST(Trainer, TakesTheRateThatIsSetUntilItIsUnset) {
     given.total_steps = 10;
     Rank job(group, given);
     job.loaded();
-    for (const double wrong : {-1e-9, std::nan(""), std::numeric_limits<double>::infinity()})
-      expect_error(job->set_learning_rate(wrong), Code::kInvalidArgument, "it is 0 or more");
+    for (const double wrong :
+         {-1e-9, 1000.1, std::nan(""), std::numeric_limits<double>::infinity()})
+      expect_error(job->set_learning_rate(wrong), Code::kInvalidArgument, "it is 0 to 1000");
     EXPECT_DOUBLE_EQ(job->state().learning_rate, 1e-2);
     must(job->set_learning_rate(0));
     EXPECT_EQ(job->state().learning_rate, 0);
