@@ -173,6 +173,9 @@ class StepRunner {
   // Calls `compute` for each range of a deal whose gradient this rank makes, and brings the parts to their owners.
   using Compute = FunctionRef<Status(const store::OwnedRange& range, const GradientRows& to)>;
   Status deal_gradient(int64_t deal, bool first_wave, Compute compute);
+  // Of the embedding: sets its gradient to zero; finds the node's tokens of the wave that have these rows, into embedding_rows_.
+  void clear_gradient(const store::OwnedRange& range);
+  void find_embedding_rows(int64_t count, int64_t row_begin, int64_t row_end);
   const E* source_of(uint64_t place, int64_t count) const;
   void embed(const Batch& batch, int64_t first, int64_t count);
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
@@ -276,7 +279,7 @@ class StepRunner {
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
   float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
-  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes; several nodes: place of the row among those needed.
+  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes, ascending.
   std::vector<uint64_t> embedding_rows_;
   std::vector<Needed> needed_;   // by node
   std::vector<E> staged_;        // rows of the embedding on their way to other nodes
