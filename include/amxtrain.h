@@ -499,7 +499,8 @@ typedef struct amxt_group_options {
   int32_t port;                 /* of the rendezvous, 1 to 65535 */
   const char* address;          /* of the rendezvous: host name or IP address; NULL: unset */
   int64_t connect_timeout_ns;   /* for all ranks to be there; unset: 300 s */
-  int64_t heartbeat_timeout_ns; /* after which a silent rank of another node is lost; unset: 10 s */
+  /* after which a silent rank of another node is lost, 100 ms or more; unset: 10 s */
+  int64_t heartbeat_timeout_ns;
   /* 1: with AMXTRAIN_SECRET_FILE and several nodes, data may go over a transport that cannot
    * authenticate (gloo), with a warning; unset: 0, that is refused. The same on all ranks. */
   int32_t allow_unauthenticated_data;

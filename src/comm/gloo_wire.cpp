@@ -281,10 +281,9 @@ class Start {
     if (wished != nullptr && *wished != '\0') {
       std::string_view name = wished;
       name = name.substr(0, name.find(','));
-      auto interface = interface_named(name);
-      if (!interface) return std::move(interface).error().in("GLOO_SOCKET_IFNAME");
+      AMXT_ASSIGN(const Interface interface, interface_named(name, "GLOO_SOCKET_IFNAME"));
       char host[INET6_ADDRSTRLEN] = "";
-      const Address& first = interface->addresses.front();
+      const Address& first = interface.addresses.front();
       const void* bytes = first.family() == AF_INET
                               ? static_cast<const void*>(
                                     &reinterpret_cast<const sockaddr_in*>(first.get())->sin_addr)
