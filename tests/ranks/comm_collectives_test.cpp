@@ -1,5 +1,5 @@
-// Collectives among real processes of which one is killed at a random moment: the others end by name, in time, and nothing is left behind. This
-// executable is also the rank.
+// Collectives among real processes of which one is killed at a random moment: the others end by name, in time, and nothing is left behind.
+// This executable is also the rank.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -107,8 +107,8 @@ std::vector<float> state_of(Job<E>& job) {
 // What makes a rank's step fail.
 using Spoil = std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>;
 
-// Every rank of these nodes steps once, then tries `times` the step that `spoil` makes fail: each time it finds its state as it was, and the
-// next step is as if nothing had happened.
+// Every rank of these nodes steps once, then tries `times` the step that `spoil` makes fail: each time it finds its state as it was, and
+// the next step is as if nothing had happened.
 inline void expect_nothing_changes(const std::vector<int>& nodes, int times, const Spoil& spoil,
                                    Code code, const std::string& words) {
   const Golden golden("llama3_1");

@@ -215,7 +215,8 @@ TEST_P(StepNodesTransaction, ADeadlineInTheMiddleEndsTheStepOnAll) {
       Code::kTimeout, "deadline");
 }
 
-// Whenever a deadline passes, in a wait for a layer, for parts of a gradient or for the word, all ranks leave the same way and go on together.
+// Whenever a deadline passes, in a wait for a layer, for parts of a gradient or for the word,
+// all ranks leave the same way and go on together.
 TEST_P(StepNodesTransaction, DeadlinesAtAnyMomentEndTheStepAlikeOnAll) {
   const int world = static_cast<int>(GetParam().size());
   constexpr int kAttempts = 60;

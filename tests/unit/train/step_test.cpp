@@ -1,4 +1,5 @@
-// A step's promises: the same bits whatever the threads, waves, what is kept and (in fp32) the world; and a transaction that changes nothing.
+// A step's promises: the same bits whatever the threads, waves, what is kept and (in fp32) the world;
+// and a transaction that changes nothing.
 #include "train/step.h"
 
 #include <atomic>
