@@ -12,6 +12,8 @@ using namespace amxt::capi;
 namespace {
 
 constexpr int64_t kConnectTimeoutNs = AMXT_SECONDS(300);
+// A rank that is only not scheduled for a moment must not be lost.
+constexpr int64_t kLeastHeartbeatNs = 100'000'000;
 
 Status check_field(int32_t value, int32_t least, int32_t most, std::string_view name) {
   if (value == AMXT_UNSET_I32 || (value >= least && value <= most)) return {};
@@ -25,7 +27,8 @@ Result<comm::GroupOptions> convert(const amxt_group_options& options) {
   AMXT_TRY(check_field(options.local_rank, 0, INT32_MAX, "local_rank"));
   AMXT_TRY(check_field(options.local_size, 1, INT32_MAX, "local_size"));
   AMXT_TRY(check_field(options.port, 1, 65535, "port"));
-  AMXT_TRY(given_count(options.heartbeat_timeout_ns, 1, "amxt_group_options.heartbeat_timeout_ns"));
+  AMXT_TRY(given_count(options.heartbeat_timeout_ns, kLeastHeartbeatNs,
+                       "amxt_group_options.heartbeat_timeout_ns"));
   AMXT_ASSIGN(const std::optional<bool> unauthenticated,
               given_flag(options.allow_unauthenticated_data,
                          "amxt_group_options.allow_unauthenticated_data"));

@@ -1,11 +1,11 @@
 // Collectives: reductions and exchanges of arrays over the ranks of a communicator. One interface, whatever carries the bytes: shared
 // memory, a wire between nodes, both (hierarchical), or NCCL on device memory.
 //
-// Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used at
-// the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
-// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows (once per
-// level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of them,
-// naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
+// Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used
+// at the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows
+// (once per level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of
+// them, naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
 #pragma once
 
 #include <cstdint>
@@ -70,8 +70,8 @@ class Collectives {
   virtual Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                           const Limits& limits) = 0;
 
-  // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to none: nullptr.
-  // It may be used beside this one, and outlive it.
+  // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to
+  // none: nullptr. It may be used beside this one, and outlive it.
   virtual Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) = 0;
 
   virtual std::vector<Counter> counters() const { return {}; }
@@ -82,8 +82,8 @@ struct CollectiveOptions {
   enum class Transport { kByNodes, kWire } transport = Transport::kByNodes;
 };
 
-// Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else "shm+gloo".
-// Checks arguments, counts, and tells each call at level debug. `log` may be null. Errors past the arguments are the end of the group.
+// Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else
+// "shm+gloo". Checks arguments, counts, and tells each call at level debug. `log` may be null. An error is the end of the group.
 Result<std::unique_ptr<Collectives>> make_collectives(Group& group,
                                                       const CollectiveOptions& options, Log* log,
                                                       const Limits& limits);

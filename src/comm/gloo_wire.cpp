@@ -1,7 +1,6 @@
 #include "comm/gloo_wire.h"
 
 #include <arpa/inet.h>
-#include <dlfcn.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/random.h>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/dynamic_library.h"
 #include "base/library_folder.h"
 #include "base/text.h"
 #include "comm/gloo_module.h"
@@ -39,28 +39,23 @@ struct Module {
 };
 
 #if AMXT_HAVE_GLOO
-// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind RTLD_DEEPBIND.
-constexpr int open_flags() {
-#if defined(AMXT_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return RTLD_NOW | RTLD_LOCAL;
-#else
-  return RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
-#endif
+Result<Module> open_module() {
+  static auto* const library =
+      new DynamicLibrary;  // never closed: threads of Gloo may still be ending
+  AMXT_ASSIGN(*library, DynamicLibrary::open(library_folder() + "/libamxtrain-gloo.so",
+                                             DynamicLibrary::Binding::kOwn));
+  RequiredFunctions required(library);
+  Module module;
+  required.load(kGlooOpen, &module.open);
+  AMXT_TRY(required.check());
+  return module;
 }
 
 const Module& module() {
-  // Never closed: threads of Gloo may still be ending.
   static const Module opened = [] {
-    Module fresh;
-    const std::string path = library_folder() + "/libamxtrain-gloo.so";
-    void* const handle = dlopen(path.c_str(), open_flags());
-    if (handle != nullptr) fresh.open = reinterpret_cast<GlooOpen*>(dlsym(handle, kGlooOpen));
-    if (fresh.open == nullptr) {
-      const char* error = dlerror();
-      fresh.reason =
-          fmt::format("gloo can't be used: {}", error != nullptr ? error : "no reason given");
-    }
-    return fresh;
+    auto ready = open_module();
+    if (ready) return *ready;
+    return Module{nullptr, fmt::format("gloo can't be used: {}", ready.error().message())};
   }();
   return opened;
 }
@@ -303,10 +298,9 @@ class Start {
     if (wished != nullptr && *wished != '\0') {
       std::string_view name = wished;
       name = name.substr(0, name.find(','));
-      auto interface = interface_named(name);
-      if (!interface) return std::move(interface).error().in("GLOO_SOCKET_IFNAME");
+      AMXT_ASSIGN(const Interface interface, interface_named(name, "GLOO_SOCKET_IFNAME"));
       char host[INET6_ADDRSTRLEN] = "";
-      const Address& first = interface->addresses.front();
+      const Address& first = interface.addresses.front();
       const void* bytes = first.family() == AF_INET
                               ? static_cast<const void*>(
                                     &reinterpret_cast<const sockaddr_in*>(first.get())->sin_addr)

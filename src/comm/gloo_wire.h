@@ -1,7 +1,8 @@
 // The Wire over Gloo: a full mesh of TCP connections between all ranks, made anew for each wire.
 //
-// Addresses travel through Group::exchange(), and each connection is proved by nonces that went there too, so that a stranger who comes first ends the
-// start by name. Gloo authenticates nothing after that. Sizes are part of what must meet: a receive of another size than the send never completes.
+// Addresses travel through Group::exchange(), and each connection is proved by nonces that went there too, so that a stranger who comes
+// first ends the start by name. Gloo authenticates nothing after that. Sizes are part of what must meet:
+// a receive of another size than the send never completes.
 #pragma once
 
 #include <memory>

@@ -1,9 +1,10 @@
 // Group: the processes of a job, as one of them sees it. Who am I, shared memory with the others of my node, a barrier, small
 // exchanges, and word of a death within seconds.
 //
-// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort,
-// begin_call, end_call and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call returns the same fatal
-// error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the file system.
+// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort, begin_call,
+// end_call and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call
+// returns the same fatal error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the
+// file system.
 #pragma once
 
 #include <atomic>
@@ -84,9 +85,9 @@ class Group {
   virtual Result<std::unique_ptr<Wire>> make_wire(const Limits& limits) = 0;
 
   // Small messages between any two ranks beside the collectives, in order per pair; what the ranks of a step use to end it together. post()
-  // never blocks: what a peer that is stuck or dying does not get is lost with it. The listener is called on the group's own thread and must
-  // not block nor call the group, but post(); messages that come while there is none are dropped. set_listener(nullptr) returns when no call
-  // of the former is under way.
+  // never blocks: what a peer that is stuck or dying does not get is lost with it. The listener is called on the group's own thread and
+  // must not block nor call the group, but post(); messages that come while there is none are dropped. set_listener(nullptr) returns when
+  // no call of the former is under way.
   static constexpr size_t kMaxPost = 1024;
   using Listener = std::function<void(int from, std::string_view message)>;
   virtual void set_listener(Listener listener) = 0;

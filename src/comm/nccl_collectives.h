@@ -9,9 +9,9 @@
 // the host's on that stream. send() and receive() of two ranks may be enqueued at different times.
 //
 // Thread-safety: as Collectives; synchronize() counts as a call. Invariants: NCCL's calls never block (its communicator is made so, and
-// polled with our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same ranks;
-// the context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own width, also
-// for kAvg.
+// polled with our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same
+// ranks; the context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own
+// width, also for kAvg.
 #pragma once
 
 #include <array>

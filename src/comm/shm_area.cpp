@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kSpinNs = 50'000;
 constexpr int64_t kLookNs = 100'000'000;       // a sleeping member looks around this often
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
-// Of a member. Who fills a slot for round r has seen all others fill theirs for r - 1, and so has passed what they do of r - 4 and before: nobody needs
-// to wait until a slot is free.
+// Of a member. Who fills a slot for round r has seen all others fill theirs for r - 1, and so has passed what they do of r - 4 and before:
+// nobody needs to wait until a slot is free.
 constexpr int kSlots = 4;
 constexpr int64_t kLine = 64;
 constexpr int64_t kRingsBytes = int64_t{2} << 20;  // of all pairs together

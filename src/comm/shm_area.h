@@ -1,12 +1,13 @@
 // ShmArea: collectives among the ranks of one node over shared memory, the part that moves the bytes.
 //
-// The idea: each member copies its data into slots of its own, a round at a time, in pieces that stay in the caches, and says so by a counter; the
-// others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
+// The idea: each member copies its data into slots of its own, a round at a time, in pieces that stay in the caches, and says so by a
+// counter; the others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are
+// enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
 //
-// Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first round of a
-// call before all have entered it and said the same about it; a call of all members is passed by all or by none, as one word in shared memory
-// decides; no lock lies there, so that a member may die anywhere; after an error the area is broken for all members, with the reason of the
-// first that failed.
+// Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first
+// round of a call before all have entered it and said the same about it; a call of all members is passed by all or by none, as one word in
+// shared memory decides; no lock lies there, so that a member may die anywhere; after an error the area is broken for all members, with the
+// reason of the first that failed.
 #pragma once
 
 #include <atomic>
@@ -65,8 +66,8 @@ class ShmArea {
   };
   using Limits = Collectives::Limits;
 
-  // `ranks`: how members are called in messages, in the order of members. The area is one that take() gave, and is given back by the last member.
-  // `alive` is asked now and then by whoever waits.
+  // `ranks`: how members are called in messages, in the order of members. The area is one that take() gave, and is given back by the last
+  // member. `alive` is asked now and then by whoever waits.
   ShmArea(std::shared_ptr<ShmPool> pool, int area, std::vector<int> ranks, int member,
           std::function<Status()> alive);
   ~ShmArea();

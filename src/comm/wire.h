@@ -6,8 +6,9 @@
 // way: before a wire is destroyed in peace, its ranks pass a barrier.
 //
 // Thread-safety: any thread may post and wait, each transfer is waited for by one. Invariants: every wait has a deadline; after any error
-// but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave the
-// transfer under way: wait again, or destroy the wire. Who gives up on a transfer must destroy the wire, and the peer will see that as a loss.
+// but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave
+// the transfer under way: wait again, or destroy the wire. Who gives up on a transfer must destroy the wire,
+// and the peer will see that as a loss.
 #pragma once
 
 #include <atomic>

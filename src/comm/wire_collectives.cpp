@@ -84,7 +84,8 @@ Status WireCollectives::guarded(const Limits& limits, Body&& body) {
   Status status = body(job);
   if (status) return {};
   Error error = area_->fail(std::move(status).error());
-  // Before the job's memory and the caller's go. What all ranks found alike, with nothing under way, leaves the wire to other communicators.
+  // Before the job's memory and the caller's go. What all ranks found alike, with nothing under way,
+  // leaves the wire to other communicators.
   if (error.code() != Code::kCommProtocol || !job.flights.empty()) {
     const Error told = as_told(error, ranks_[static_cast<size_t>(rank())]);
     shared_->wire->close(&told);

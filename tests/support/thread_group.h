@@ -1,6 +1,6 @@
-// Ranks as threads of one test: ThreadGroups(world).run(body) runs body(group) on a thread for each rank, each with a Group over real shared
-// memory (every rank maps its own view). ThreadGroups(nodes), with the node of each rank, splits them over several nodes: shared memory reaches
-// the ranks of one node only, and a wire of this process' own memory joins the nodes.
+// Ranks as threads of one test: ThreadGroups(world).run(body) runs body(group) on a thread for each rank, each with a Group over real
+// shared memory (every rank maps its own view). ThreadGroups(nodes), with the node of each rank, splits them over several nodes: shared
+// memory reaches the ranks of one node only, and a wire of this process' own memory joins the nodes.
 #pragma once
 
 #include <condition_variable>

@@ -205,6 +205,7 @@ Run add_bench(CLI::App& app) {
   collectives->add_option("--repeat", between->repeat, "Measurements of each (default 7)")
       ->transform(whole(1, 10'000));
   add_common_options(*collectives, options->common);
+  add_group_options(*collectives, options->common);
   for (CLI::App* each : {peak, step}) {
     each->add_flag("--json", options->as_json, "Print JSON");
     add_common_options(*each, options->common);

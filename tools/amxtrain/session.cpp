@@ -154,6 +154,9 @@ Group join_group(const Session& session) {
   const Current nothing(nullptr);
   amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
   options.allow_unauthenticated_data = session.options().allow_unauthenticated_data ? 1 : 0;
+  if (const auto seconds = session.options().connect_timeout_seconds) {
+    options.connect_timeout_ns = AMXT_SECONDS(*seconds);
+  }
   try {
     return make<Group>([&](amxt_group** out, amxt_error* error) {
       return amxt_group_create_from_env(session.runtime(), &options, out, error);
