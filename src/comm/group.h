@@ -101,8 +101,8 @@ class Group {
   }
   virtual void end_call(uint64_t number) { (void)number; }
 
-  // Tells all ranks why this one has ended `what`, a thing of theirs beside the group; before they see that it has. The first word on a thing
-  // is kept.
+  // Tells all ranks why this one has ended `what`, a thing of theirs beside the group; before they see that it has. The first word on a
+  // thing is kept.
   virtual void tell_end(uint64_t what, const Error& why) { (void)what, (void)why; }
   virtual std::optional<Error> end_of(uint64_t what) const {
     (void)what;
