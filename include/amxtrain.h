@@ -492,13 +492,13 @@ AMXT_API void amxt_runtime_destroy(amxt_runtime* runtime);
 /* Who this rank is and where the others are. Every field may stay unset. */
 typedef struct amxt_group_options {
   uint32_t struct_size;
-  int32_t rank;                 /* 0 to world_size - 1 */
-  int32_t world_size;           /* ranks in all */
-  int32_t local_rank;           /* among the ranks of this node; unset: derived, and logged */
-  int32_t local_size;           /* ranks on this node; unset: derived */
-  int32_t port;                 /* of the rendezvous, 1 to 65535 */
-  const char* address;          /* of the rendezvous: host name or IP address; NULL: unset */
-  int64_t connect_timeout_ns;   /* for all ranks to be there; unset: 300 s */
+  int32_t rank;               /* 0 to world_size - 1 */
+  int32_t world_size;         /* ranks in all */
+  int32_t local_rank;         /* among the ranks of this node; unset: derived, and logged */
+  int32_t local_size;         /* ranks on this node; unset: derived */
+  int32_t port;               /* of the rendezvous, 1 to 65535 */
+  const char* address;        /* of the rendezvous: host name or IP address; NULL: unset */
+  int64_t connect_timeout_ns; /* for all ranks to be there; unset: 300 s */
   /* after which a silent rank of another node is lost, 100 ms or more; unset: 10 s */
   int64_t heartbeat_timeout_ns;
   /* 1: with AMXTRAIN_SECRET_FILE and several nodes, data may go over a transport that cannot

@@ -108,7 +108,8 @@ Status read_local_size(const LauncherSet& set, Found* found) {
   return {};
 }
 
-// A PyTorchJob sets the variables of torchrun, but no local ones; with several processes a pod they are the pod's, for torchrun to make ranks of.
+// A PyTorchJob sets the variables of torchrun, but no local ones; with several processes a pod they are the pod's,
+// for torchrun to make ranks of.
 Status check_pod(const Environment& environment, const LauncherSet& set, const Found& found) {
   const auto processes = environment("PET_NPROC_PER_NODE");
   if (!processes || !set.is_rank_family() || found.local_rank >= 0) return {};

@@ -410,8 +410,8 @@ class Gatherer {
   Deadline tell_next_ = Deadline::after(kFirstTellNs);
 };
 
-// This rank can't start. Where the store asks for no secret the others hear why; a store that asks for one counts a refusal and says so, for a
-// word without proof must end nothing. Rank 0 serves a store of the first kind until all came, or for a while.
+// This rank can't start. Where the store asks for no secret the others hear why; a store that asks for one counts a refusal and says so,
+// for a word without proof must end nothing. Rank 0 serves a store of the first kind until all came, or for a while.
 Error without_own_secret(const LaunchInfo& launch, const Identity& own, Error error,
                          Deadline deadline) {
   Error told = Error(error.code(), fmt::format("{} gave up: {}", rank_text(own), error.message()))

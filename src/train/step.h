@@ -6,10 +6,10 @@
 //   commit    global norm and finite check from sums that all ranks read in one order; one atomic decision
 //   phase 2   clip, AdamW on each rank's own rows, published by the barrier that ends the step
 //
-// Several nodes: weights of other nodes' rows come through the window of store::Parameters, ahead of use; a rank computes its node's part of dW
-// also for owners elsewhere, and the parts are added by the owner in the order of nodes (store::GradientExchange). Of the embedding only the
-// rows of a wave's tokens pass the wire, either way: every node knows all tokens. What ranks tell each other (losses, counts, norms)
-// lies in each node's arena for all ranks of the job. A step that ends before its commit leaves the wire in disorder: the next call
+// Several nodes: weights of other nodes' rows come through the window of store::Parameters, ahead of use; a rank computes its node's part
+// of dW also for owners elsewhere, and the parts are added by the owner in the order of nodes (store::GradientExchange). Of the embedding
+// only the rows of a wave's tokens pass the wire, either way: every node knows all tokens. What ranks tell each other (losses, counts,
+// norms) lies in each node's arena for all ranks of the job. A step that ends before its commit leaves the wire in disorder: the next call
 // connects the nodes anew.
 //
 // Order of sums: micro-batch k = accumulation x world + rank; dW, loss and norm are added in order of k, in blocks that never cross a
@@ -162,7 +162,8 @@ class StepRunner {
   void set_scales(const Batch& batch);
   // Where a rank's micro-batch of the wave keeps something.
   using Locator = FunctionRef<const E*(int rank, int64_t index)>;
-  // dW rows of `range` (+)= over the node's micro-batches of the wave, in order, dY[:, first_column + row]^T X. Ranks of a locator are local.
+  // dW rows of `range` (+)= over the node's micro-batches of the wave, in order, dY[:, first_column + row]^T X.
+  // Ranks of a locator are local.
   Status matrix_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                          Locator x, Locator dy, int64_t lddy, int64_t first_column);
   // A vector's gradient (+)= what `add` adds for each micro-batch, in order.
@@ -173,6 +174,9 @@ class StepRunner {
   // Calls `compute` for each range of a deal whose gradient this rank makes, and brings the parts to their owners.
   using Compute = FunctionRef<Status(const store::OwnedRange& range, const GradientRows& to)>;
   Status deal_gradient(int64_t deal, bool first_wave, Compute compute);
+  // Of the embedding: sets its gradient to zero; finds the node's tokens of the wave that have these rows, into embedding_rows_.
+  void clear_gradient(const store::OwnedRange& range);
+  void find_embedding_rows(int64_t count, int64_t row_begin, int64_t row_end);
   const E* source_of(uint64_t place, int64_t count) const;
   void embed(const Batch& batch, int64_t first, int64_t count);
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
@@ -276,7 +280,7 @@ class StepRunner {
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
   float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
-  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes; several nodes: place of the row among those needed.
+  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes, ascending.
   std::vector<uint64_t> embedding_rows_;
   std::vector<Needed> needed_;   // by node
   std::vector<E> staged_;        // rows of the embedding on their way to other nodes

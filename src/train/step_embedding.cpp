@@ -37,6 +37,33 @@ Status StepRunner<E>::gather_tokens(const Batch& batch, int64_t first, int64_t c
   return {};
 }
 
+template <typename E>
+void StepRunner<E>::find_embedding_rows(int64_t count, int64_t row_begin, int64_t row_end) {
+  embedding_rows_.clear();
+  uint64_t place = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      const int64_t n = local_box(rank).micro_rows;
+      const int32_t* token = tokens_of(rank_of(rank)) + i * n;
+      for (int64_t t = 0; t < n; ++t, ++place) {
+        if (token[t] >= row_begin && token[t] < row_end)
+          embedding_rows_.push_back(static_cast<uint64_t>(token[t]) << 32 | place);
+      }
+    }
+  }
+  std::sort(embedding_rows_.begin(), embedding_rows_.end());
+}
+
+template <typename E>
+void StepRunner<E>::clear_gradient(const store::OwnedRange& range) {
+  const int64_t elements = range.rows() * p_.config->hidden_size;
+  if (p_.parameters->gradients_are_bf16()) {
+    std::fill_n(p_.parameters->gradient_bf16(range), elements, bf16{0});
+  } else {
+    std::fill_n(p_.parameters->gradient_float(range), elements, 0.0f);
+  }
+}
+
 // Each rank adds, in order of k and position, the gradients of the tokens whose embedding rows it owns.
 template <typename E>
 Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count,
@@ -61,33 +88,13 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
   for (int64_t block = 0; block < p_.layout->vocabulary_blocks(); ++block) {
     for (const store::OwnedRange& range :
          p_.layout->ranges(me(), p_.layout->embedding_deal(block))) {
-      if (first_wave && !add_to_head) {
-        if (as_bf16) {
-          std::fill_n(p_.parameters->gradient_bf16(range), range.rows() * D, bf16{0});
-        } else {
-          std::fill_n(p_.parameters->gradient_float(range), range.rows() * D, 0.0f);
-        }
-      }
-      embedding_rows_.clear();
-      uint64_t place = 0;
-      for (int64_t i = 0; i < count; ++i) {
-        for (int rank = 0; rank < ranks(); ++rank) {
-          const int64_t n = local_box(rank).micro_rows;
-          const int32_t* token = tokens_of(rank_of(rank)) + i * n;
-          for (int64_t t = 0; t < n; ++t, ++place) {
-            if (token[t] < range.row_begin || token[t] >= range.row_end) continue;
-            embedding_rows_.push_back(static_cast<uint64_t>(token[t] - range.row_begin) << 32 |
-                                      place);
-          }
-        }
-      }
-      std::sort(embedding_rows_.begin(), embedding_rows_.end());
+      if (first_wave && !add_to_head) clear_gradient(range);
+      find_embedding_rows(count, range.row_begin, range.row_end);
       for (size_t begin = 0; begin < embedding_rows_.size();) {
         const uint64_t row = embedding_rows_[begin] >> 32;
-        float* sum =
-            as_bf16 ? block_ : p_.parameters->gradient_float(range) + static_cast<int64_t>(row) * D;
-        bf16* kept =
-            as_bf16 ? p_.parameters->gradient_bf16(range) + static_cast<int64_t>(row) * D : nullptr;
+        const int64_t offset = (static_cast<int64_t>(row) - range.row_begin) * D;
+        float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range) + offset;
+        bf16* kept = as_bf16 ? p_.parameters->gradient_bf16(range) + offset : nullptr;
         if (as_bf16) kernels::convert(p_.isa, D, kept, sum);
         size_t end = begin;
         for (; end < embedding_rows_.size() && embedding_rows_[end] >> 32 == row; ++end) {
@@ -102,6 +109,8 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
 }
 
 #define AMXT_INSTANTIATE(E)                                                     \
+  template void StepRunner<E>::find_embedding_rows(int64_t, int64_t, int64_t);  \
+  template void StepRunner<E>::clear_gradient(const store::OwnedRange&);        \
   template const E* StepRunner<E>::source_of(uint64_t, int64_t) const;          \
   template Status StepRunner<E>::gather_tokens(const Batch&, int64_t, int64_t); \
   template Status StepRunner<E>::embedding_backward(const Batch&, int64_t, int64_t, bool, const E*)

@@ -4,13 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <fstream>
 #include <list>
 #include <map>
@@ -776,10 +774,5 @@ TEST_F(CommMany, RandomKillsEndEveryRankAndLeaveNothing) {
 }  // namespace amxt::comm::test
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return amxt::comm::test::play(argv[2]);
-  }
-  testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return amxt::comm::test::run_tests_or_rank(argc, argv, amxt::comm::test::play);
 }

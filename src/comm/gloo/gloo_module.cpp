@@ -1,6 +1,6 @@
 // The module around Gloo. Its classes are derived from those of Gloo's TCP transport for three reasons. Gloo throws in its own I/O thread,
-// where nobody can catch, so every event is handled inside a try block. Its waits close all connections when their time is up, so waiting is
-// done here, in slices. And it does not tell a transfer that is half done of a lost connection, so each connection keeps a flag.
+// where nobody can catch, so every event is handled inside a try block. Its waits close all connections when their time is up, so waiting
+// is done here, in slices. And it does not tell a transfer that is half done of a lost connection, so each connection keeps a flag.
 #include "comm/gloo_module.h"
 
 #include <dirent.h>

@@ -10,21 +10,12 @@
 #include <vector>
 
 #include "unit/comm/recorded_exchange.h"
+#include "unit/comm/store_bytes.h"
 
 namespace amxt::comm::test {
 namespace {
 
 using namespace std::string_literals;
-
-const std::string kHello = "\x00\xce\xf7\x85\x3c"s;
-
-std::string u64(uint64_t value) {
-  std::string bytes;
-  append_integer(&bytes, value);
-  return bytes;
-}
-
-std::string text(const std::string& value) { return u64(value.size()) + value; }
 
 class StoreServiceTest : public testing::Test {
  protected:

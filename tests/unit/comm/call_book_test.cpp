@@ -1,0 +1,217 @@
+#include "comm/call_book.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/collectives.h"
+#include "unit/comm/rank_threads.h"
+
+namespace amxt::comm {
+namespace {
+
+using test::kSecond;
+using test::RankThreads;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+CollectiveCall all_reduce(int64_t count) { return {"all_reduce", DType::kF32, 0, -1, count}; }
+
+// --- The book ---
+
+TEST(CallBook, TellsWhatTakesLongOnceTheOldestFirst) {
+  CallBook book(2);
+  EXPECT_TRUE(book.rests());
+  const auto first = book.begin(all_reduce(4), true, 100);
+  EXPECT_TRUE(first.was_idle);
+  EXPECT_FALSE(book.rests());
+  const auto second = book.begin(CollectiveCall::barrier(), false, 200);
+  EXPECT_FALSE(second.was_idle);
+  EXPECT_EQ(second.number, first.number + 1);
+  const auto late = book.late(150);
+  ASSERT_EQ(late.size(), 1u);
+  EXPECT_EQ(late[0].rank, 2);
+  EXPECT_EQ(late[0].number, first.number);
+  EXPECT_TRUE(late[0].is_collective);
+  EXPECT_EQ(late[0].text, "all_reduce of 4 F32, sum");
+  ASSERT_EQ(book.late(300).size(), 1u);
+  EXPECT_TRUE(book.late(300).empty());
+  EXPECT_FALSE(book.only());
+  book.end(first.number);
+  ASSERT_TRUE(book.only());
+  EXPECT_EQ(book.only()->text, "barrier");
+  book.end(second.number);
+  EXPECT_TRUE(book.rests());
+}
+
+TEST(CallBook, FindsAnotherCallUnderTheSameNumberWhenItIsToldAndWhenItBegins) {
+  CallBook book(0);
+  const auto begun = book.begin(all_reduce(4), true, 0);
+  EXPECT_FALSE(book.hear({1, begun.number, true, "broadcast of 4 F32, root 0"}))
+      << "collectives compare themselves";
+  EXPECT_FALSE(book.hear({1, begun.number, true, "all_reduce of 4 F32, sum"}));
+  book.end(begun.number);  // that it was called stays true
+  const auto error = book.hear({1, begun.number, false, "barrier"});
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), Code::kCommProtocol);
+  EXPECT_EQ(error->message(),
+            "the ranks disagree: rank 0 calls all_reduce of 4 F32, sum, rank 1 calls barrier");
+  EXPECT_FALSE(book.hear({1, begun.number + 2, false, "finalize"})) << "not there yet";
+  EXPECT_FALSE(book.begin(CollectiveCall::barrier(), false, 0).mismatch);
+  const auto late = book.begin(CollectiveCall::barrier(), false, 0);
+  ASSERT_TRUE(late.mismatch);
+  EXPECT_THAT(late.mismatch->message(), HasSubstr("rank 0 calls barrier, rank 1 calls finalize"));
+}
+
+TEST(CallBook, KeepsWhatIsUnderWayAndForgetsTheRest) {
+  CallBook book(1);
+  const auto queued = book.begin(all_reduce(1), true, 0);
+  for (int i = 0; i < 1000; ++i) book.end(book.begin(all_reduce(2), true, 1).number);
+  ASSERT_EQ(book.late(0).size(), 1u) << "the first is under way still";
+  EXPECT_TRUE(book.hear({0, queued.number, false, "barrier"}));
+  book.end(queued.number);
+  for (int i = 0; i < 1000; ++i) book.end(book.begin(all_reduce(2), true, 1).number);
+  EXPECT_FALSE(book.hear({0, queued.number, false, "barrier"})) << "long ago";
+  EXPECT_TRUE(book.rests());
+}
+
+TEST(CallBook, PassesOnWhatIsNew) {
+  CallBook book(0);
+  EXPECT_TRUE(book.is_news({1, 5, false, "barrier"}));
+  EXPECT_FALSE(book.is_news({2, 5, false, "barrier"}));
+  EXPECT_TRUE(book.is_news({2, 5, false, "finalize"}));
+  EXPECT_TRUE(book.is_news({1, 6, false, "barrier"}));
+}
+
+// --- In a group ---
+
+// One call of the C ABI: noted, made, and over.
+Status noted(Group& group, const CollectiveCall& call, bool is_collective,
+             const std::function<Status()>& body) {
+  AMXT_ASSIGN(const uint64_t number, group.begin_call(call, is_collective));
+  Status status = body();
+  group.end_call(number);
+  return status;
+}
+
+struct Layout {
+  const char* name;
+  std::vector<int> nodes;
+};
+
+class CallsOf : public ::testing::TestWithParam<Layout> {
+ protected:
+  // Rank `other` makes another call than all the rest, which all_reduce; one more rank comes to neither. `warm`: the collectives are open.
+  void expect_mismatch(int other, bool warm, int64_t timeout_ns, const CollectiveCall& call,
+                       const std::function<Status(Group&, Deadline)>& make) {
+    const auto& nodes = GetParam().nodes;
+    const auto world = static_cast<int>(nodes.size());
+    RankThreads(world,
+                [&](Group& group) {
+                  const auto deadline = [&] {
+                    return timeout_ns < 0 ? Deadline::never() : Deadline::after(timeout_ns);
+                  };
+                  std::unique_ptr<Collectives> all;
+                  std::vector<float> data(16);
+                  const auto reduce = [&]() -> Status {
+                    if (all == nullptr) {
+                      AMXT_ASSIGN(all, make_collectives(group, {}, nullptr, deadline()));
+                    }
+                    return all->all_reduce(data.data(), data.data(), 16, DType::kF32,
+                                           ReduceOp::kSum, {deadline(), nullptr});
+                  };
+                  if (warm) {
+                    ASSERT_TRUE(noted(group, all_reduce(16), true, reduce));
+                  }
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  const bool absent = world > 2 && group.rank() == (other + 1) % world;
+                  if (absent) {  // computes meanwhile
+                    const Deadline end = Deadline::after(20 * kSecond);
+                    while (group.check() && !end.passed()) std::this_thread::yield();
+                    ASSERT_FALSE(group.check());
+                    EXPECT_EQ(group.check().error().code(), Code::kCommProtocol);
+                    return;
+                  }
+                  const int64_t start = monotonic_ns();
+                  const Status status =
+                      group.rank() == other
+                          ? noted(group, call, false, [&] { return make(group, deadline()); })
+                          : noted(group, all_reduce(16), true, reduce);
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_LT(monotonic_ns() - start, 8 * kSecond);
+                  EXPECT_EQ(status.error().code(), Code::kCommProtocol) << status.error().message();
+                  EXPECT_THAT(
+                      status.error().message(),
+                      AllOf(HasSubstr("the ranks disagree: rank "),
+                            HasSubstr("calls all_reduce of 16 F32, sum"),
+                            HasSubstr("rank " + std::to_string(other) + " calls " + call.text())));
+                },
+                {.threads = 1, .finalize = false, .nodes = nodes});
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Layouts, CallsOf,
+                         ::testing::Values(Layout{"TwoOnANode", {0, 0}},
+                                           Layout{"ThreeOnANode", {0, 0, 0}},
+                                           Layout{"TwoNodes", {0, 1}},
+                                           Layout{"ThreeNodes", {0, 1, 2}},
+                                           Layout{"TwoNodesOfTwo", {0, 0, 1, 1}}),
+                         [](const auto& layout) { return std::string(layout.param.name); });
+
+Status barrier(Group& group, Deadline deadline) { return group.barrier(deadline); }
+Status finalize(Group& group, Deadline deadline) { return group.finalize(deadline); }
+// As a trainer: by a memory of the node, an agreement, and its own ways in between.
+Status load(Group& group, Deadline deadline) {
+  AMXT_ASSIGN([[maybe_unused]] const auto memory, group.share("weights", 4096, deadline));
+  AMXT_ASSIGN([[maybe_unused]] const auto all, group.exchange("x", deadline));
+  return {};
+}
+Status wait_by_itself(Group& group, Deadline) {
+  for (;;) {
+    AMXT_TRY(group.check());
+    std::this_thread::yield();
+  }
+}
+
+TEST_P(CallsOf, ABarrierAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) {
+    expect_mismatch(0, warm, -1, CollectiveCall::barrier(), barrier);
+    expect_mismatch(1, warm, 30 * kSecond, CollectiveCall::barrier(), barrier);
+  }
+}
+
+TEST_P(CallsOf, AFinalizeAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) expect_mismatch(1, warm, -1, {"finalize"}, finalize);
+}
+
+TEST_P(CallsOf, ATrainersCallAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) {
+    expect_mismatch(1, warm, -1, {"trainer load"}, load);
+    expect_mismatch(0, warm, -1, {"trainer step"}, wait_by_itself);
+  }
+}
+
+TEST_P(CallsOf, WhatRanksCallAlikeMayTakeItsTime) {
+  RankThreads(static_cast<int>(GetParam().nodes.size()),
+              [](Group& group) {
+                for (int round = 0; round < 3; ++round) {
+                  const auto slow = [&] {
+                    // Longer than a call may take before it is told, on one rank after the other.
+                    if (group.rank() == round % 2)
+                      std::this_thread::sleep_for(std::chrono::milliseconds(120));
+                    return group.barrier(Deadline::after(60 * kSecond));
+                  };
+                  const Status status = noted(group, CollectiveCall::barrier(), false, slow);
+                  EXPECT_TRUE(status) << status.error().message();
+                }
+              },
+              {.threads = 1, .finalize = true, .nodes = GetParam().nodes});
+}
+
+}  // namespace
+}  // namespace amxt::comm
