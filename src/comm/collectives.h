@@ -8,7 +8,6 @@
 // them, naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,6 +18,8 @@
 #include "base/dtype.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
+#include "comm/limits.h"
 #include "kernels/reduce.h"
 
 namespace amxt::comm {
@@ -32,10 +33,7 @@ const char* reduce_op_name(ReduceOp op);  // "sum"
 
 class Collectives {
  public:
-  struct Limits {
-    Deadline deadline = Deadline::never();
-    const std::atomic<bool>* cancel = nullptr;
-  };
+  using Limits = comm::Limits;
   // What one kind of call has done so far.
   struct Counter {
     std::string name;                      // "all_reduce"
@@ -68,6 +66,10 @@ class Collectives {
   virtual Status receive(void* data, int64_t count, DType dtype, int peer,
                          const Limits& limits) = 0;
   virtual Status barrier(const Limits& limits) = 0;
+  // For what is built upon a communicator: everyone's `bytes` bytes by rank, agreed upon and told of as the call that it is for; not
+  // counted.
+  virtual Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                          const Limits& limits) = 0;
 
   // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to
   // none: nullptr. It may be used beside this one, and outlive it.
@@ -82,10 +84,10 @@ struct CollectiveOptions {
 };
 
 // Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else
-// "shm+gloo". Checks arguments, counts, and tells each call at level debug. `log` may be null.
+// "shm+gloo". Checks arguments, counts, and tells each call at level debug. `log` may be null. An error is the end of the group.
 Result<std::unique_ptr<Collectives>> make_collectives(Group& group,
                                                       const CollectiveOptions& options, Log* log,
-                                                      Deadline deadline);
+                                                      const Limits& limits);
 
 // The same around another transport.
 std::unique_ptr<Collectives> watch_collectives(std::unique_ptr<Collectives> inner, Log* log);

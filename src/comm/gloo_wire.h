@@ -17,6 +17,6 @@ namespace amxt::comm {
 
 // Collective. kUnsupported where the module or Gloo is missing; a rank that can't connect gives kCommPeerLost or kCommTimeout on all.
 // The group must outlive the wire. `log` may be null.
-Result<std::unique_ptr<Wire>> make_gloo_wire(Group& group, Log* log, Deadline deadline);
+Result<std::unique_ptr<Wire>> make_gloo_wire(Group& group, Log* log, const Limits& limits);
 
 }  // namespace amxt::comm

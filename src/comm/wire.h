@@ -42,8 +42,9 @@ class Wire {
   virtual Counters counters() const = 0;
   // The error that the wire is dead of, if any. Also of one whose peer is lost: that ends every wait, whoever it is for, within 100 ms.
   virtual Status check() = 0;
-  // Ends all transfers, and every call of another thread, with an error: no memory of theirs is touched after it. Peers see a loss.
-  virtual void close() = 0;
+  // Ends all transfers, and every call of another thread, with an error: no memory of theirs is touched after it. Peers get `why`, or see a
+  // loss.
+  virtual void close(const Error* why = nullptr) = 0;
 };
 
 class Wire::Transfer {

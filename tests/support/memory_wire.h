@@ -32,6 +32,7 @@ class MemoryWire final : public comm::Wire {
     std::condition_variable changed;
     std::map<std::tuple<int, int, uint64_t>, std::shared_ptr<Post>> waiting;  // from, to, tag
     int lost = -1;  // a rank that closed its wire: the end of all of them here
+    std::unique_ptr<Error> why;
   };
 
   MemoryWire(int rank, std::shared_ptr<Exchange> exchange, std::function<Status()> check)
@@ -80,8 +81,9 @@ class MemoryWire final : public comm::Wire {
     if (exchange_->lost >= 0) return gone();
     return {};
   }
-  void close() override {
+  void close(const Error* why = nullptr) override {
     const std::lock_guard lock(exchange_->mutex);
+    if (exchange_->lost < 0 && why != nullptr) exchange_->why = std::make_unique<Error>(*why);
     exchange_->lost = rank_;
     exchange_->waiting.clear();
     exchange_->changed.notify_all();
@@ -95,6 +97,7 @@ class MemoryWire final : public comm::Wire {
   };
 
   Error gone() const {
+    if (exchange_->why) return *exchange_->why;
     return Error(Code::kCommPeerLost,
                  "rank " + std::to_string(exchange_->lost) + " closed its wire")
         .with_rank(exchange_->lost);
