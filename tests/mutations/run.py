@@ -29,7 +29,7 @@ PROGRAMS = {
     "io": ["unit_io"],
     "comm": ["unit_comm", "ranks_comm_*"],
     "model": ["unit_model", "unit_train *Golden*"],  # its truth are the goldens, which a step computes
-    "store": ["unit_store"],
+    "store": ["unit_store", "unit_train *Nodes*"],  # what passes between nodes is tested by steps over nodes
     "checkpoint": ["unit_checkpoint"],
     "train": ["unit_train -*Golden*:*StepBits*", "unit_train *Golden*:*StepBits*"],
     "capi": ["capi_*"],

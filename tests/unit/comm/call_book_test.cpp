@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -194,6 +196,101 @@ TEST_P(CallsOf, ATrainersCallAgainstACollectiveIsNamed) {
     expect_mismatch(1, warm, -1, {"trainer load"}, load);
     expect_mismatch(0, warm, -1, {"trainer step"}, wait_by_itself);
   }
+}
+
+// Of a rank whose peers never come, wherever its opening of the collectives waits.
+TEST_P(CallsOf, ACancelEndsTheOpeningOfTheCollectivesAtOnce) {
+  const auto world = static_cast<int>(GetParam().nodes.size());
+  for (const int who : {0, world - 1}) {
+    RankThreads(world,
+                [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  if (group.rank() != who) {
+                    const Deadline end = Deadline::after(20 * kSecond);
+                    while (group.check() && !end.passed()) std::this_thread::yield();
+                    const auto late = make_collectives(group, {}, nullptr, Deadline::never());
+                    ASSERT_FALSE(late.ok());
+                    EXPECT_EQ(late.error().code(), Code::kCommAborted);
+                    EXPECT_EQ(late.error().rank(), who);
+                    EXPECT_THAT(late.error().message(), HasSubstr("cancelled its wait"));
+                    return;
+                  }
+                  std::atomic<bool> cancel{false};
+                  std::thread other([&] {
+                    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+                    cancel = true;
+                  });
+                  const int64_t start = monotonic_ns();
+                  const auto made =
+                      make_collectives(group, {}, nullptr, {Deadline::never(), &cancel});
+                  EXPECT_LT(monotonic_ns() - start, 5 * kSecond);
+                  other.join();
+                  ASSERT_FALSE(made.ok());
+                  EXPECT_EQ(made.error().code(), Code::kCancelled) << made.error().message();
+                },
+                {.threads = 1, .finalize = false, .nodes = GetParam().nodes});
+  }
+}
+
+// One after the other steps of the opening, with the others in it too: whoever finds it open or not, nobody hangs.
+TEST_P(CallsOf, ACancelAnywhereInTheOpeningLeavesNobodyWaiting) {
+  for (int64_t after_us = 0; after_us < 20'000; after_us += 4'000) {
+    RankThreads(static_cast<int>(GetParam().nodes.size()),
+                [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  std::atomic<bool> cancel{false};
+                  std::thread other([&] {
+                    if (group.rank() != 0) return;
+                    std::this_thread::sleep_for(std::chrono::microseconds(after_us));
+                    cancel = true;
+                  });
+                  const Limits limits{Deadline::after(30 * kSecond), &cancel};
+                  const int64_t start = monotonic_ns();
+                  auto made = make_collectives(group, {}, nullptr, limits);
+                  Status status = made ? (*made)->barrier(limits) : Status(made.error());
+                  other.join();
+                  // Passed by then, or ended by the cancel.
+                  if (!status && group.rank() == 0) {
+                    EXPECT_EQ(status.error().code(), Code::kCancelled) << status.error().message();
+                  } else if (!status) {
+                    EXPECT_EQ(status.error().code(), Code::kCommAborted)
+                        << status.error().message();
+                    EXPECT_THAT(status.error().message(),
+                                AllOf(HasSubstr("rank 0"), HasSubstr("cancelled")));
+                  }
+                  EXPECT_LT(monotonic_ns() - start, 10 * kSecond);
+                },
+                {.threads = 1, .finalize = false, .nodes = GetParam().nodes});
+  }
+}
+
+// Also over a connection, which may be seen to end first.
+TEST_P(CallsOf, ACancelIsToldByItsRank) {
+  RankThreads(static_cast<int>(GetParam().nodes.size()),
+              [&](Group& group) {
+                auto made = make_collectives(group, {}, nullptr, Deadline::after(60 * kSecond));
+                ASSERT_TRUE(made.ok()) << made.error().message();
+                ASSERT_TRUE((*made)->barrier(Deadline::after(60 * kSecond)));
+                ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));  // all have passed that
+                if (group.rank() == 0) {
+                  const std::atomic<bool> cancel{true};
+                  float none = 0;
+                  const Status status =
+                      (*made)->receive(&none, 1, DType::kF32, 1, {Deadline::never(), &cancel});
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_EQ(status.error().code(), Code::kCancelled);
+                } else {
+                  const Status status = (*made)->barrier(Deadline::after(30 * kSecond));
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_EQ(status.error().code(), Code::kCommAborted);
+                  EXPECT_EQ(status.error().rank(), 0);
+                  EXPECT_THAT(status.error().message(),
+                              AllOf(HasSubstr("rank 0 gave up: "), HasSubstr("cancelled")));
+                }
+                EXPECT_FALSE((*made)->barrier(Deadline::after(30 * kSecond)).ok());
+                EXPECT_TRUE(group.barrier(Deadline::after(60 * kSecond))) << "the group lives on";
+              },
+              {.threads = 1, .finalize = true, .nodes = GetParam().nodes});
 }
 
 TEST_P(CallsOf, WhatRanksCallAlikeMayTakeItsTime) {

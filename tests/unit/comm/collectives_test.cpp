@@ -572,7 +572,7 @@ TEST_P(CollectivesTest, ASplitIsToldOfAsOne) {
 
 // Who comes late hears that the call was given up, and who was there does not find it passed.
 TEST_P(CollectivesTest, ALateRankFindsACancelledCallEnded) {
-  std::atomic<bool> over{false};
+  std::atomic<bool> ready{false}, over{false};
   GetParam().run(2, [&](Collectives& all) {
     ASSERT_DONE(all.barrier(soon()));
     std::vector<float> data(16, 1.f);
@@ -580,6 +580,7 @@ TEST_P(CollectivesTest, ALateRankFindsACancelledCallEnded) {
       return all.all_reduce(data.data(), data.data(), 16, DType::kF32, ReduceOp::kSum, limits);
     };
     if (all.rank() == 0) {
+      while (!ready) std::this_thread::yield();
       const std::atomic<bool> cancel{true};
       const Status status = reduce({Deadline::never(), &cancel});
       ASSERT_FALSE(status.ok());
@@ -587,6 +588,7 @@ TEST_P(CollectivesTest, ALateRankFindsACancelledCallEnded) {
       over = true;
       return;
     }
+    ready = true;
     while (!over) std::this_thread::yield();
     const Status late = reduce(within(20 * kSecond));
     ASSERT_FALSE(late.ok()) << "rank 0 had given it up";
