@@ -4,8 +4,9 @@
 python bench/nodes.py --model DIR --data FILE [--nodes 2] [--ranks 1] [--rate 1gbit] [--steps 6] [--amxtrain build/release/bin/amxtrain]
 
 Needs root, ip and tc. Each node has one interface, shaped to --rate in both directions; the bytes are those that the kernel counts at
-it, from one step's end to another's, headers included, beside the least that ZeRO-3 can send: what a node lacks of the weights twice, of the
-gradients once. With --compare the job runs in turn with and without fetching ahead, --rounds times; figures are medians over steps and rounds.
+it, from one step's end to another's, headers included, beside the least that ZeRO-3 can send: what a node lacks of the weights twice,
+of the gradients once. With --compare the job runs in turn with and without fetching ahead, --rounds times; figures are medians over
+steps and rounds.
 """
 import argparse
 import json

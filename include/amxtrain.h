@@ -492,14 +492,15 @@ AMXT_API void amxt_runtime_destroy(amxt_runtime* runtime);
 /* Who this rank is and where the others are. Every field may stay unset. */
 typedef struct amxt_group_options {
   uint32_t struct_size;
-  int32_t rank;                 /* 0 to world_size - 1 */
-  int32_t world_size;           /* ranks in all */
-  int32_t local_rank;           /* among the ranks of this node; unset: derived, and logged */
-  int32_t local_size;           /* ranks on this node; unset: derived */
-  int32_t port;                 /* of the rendezvous, 1 to 65535 */
-  const char* address;          /* of the rendezvous: host name or IP address; NULL: unset */
-  int64_t connect_timeout_ns;   /* for all ranks to be there; unset: 300 s */
-  int64_t heartbeat_timeout_ns; /* after which a silent rank of another node is lost; unset: 10 s */
+  int32_t rank;               /* 0 to world_size - 1 */
+  int32_t world_size;         /* ranks in all */
+  int32_t local_rank;         /* among the ranks of this node; unset: derived, and logged */
+  int32_t local_size;         /* ranks on this node; unset: derived */
+  int32_t port;               /* of the rendezvous, 1 to 65535 */
+  const char* address;        /* of the rendezvous: host name or IP address; NULL: unset */
+  int64_t connect_timeout_ns; /* for all ranks to be there; unset: 300 s */
+  /* after which a silent rank of another node is lost, 100 ms or more; unset: 10 s */
+  int64_t heartbeat_timeout_ns;
   /* 1: with AMXTRAIN_SECRET_FILE and several nodes, data may go over a transport that cannot
    * authenticate (gloo), with a warning; unset: 0, that is refused. The same on all ranks. */
   int32_t allow_unauthenticated_data;
@@ -678,8 +679,10 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
  * @param[in] group the group.
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
- * @return AMXT_OK; AMXT_E_TIMEOUT and AMXT_E_CANCELLED (the group lives on, but the ranks may
- *   disagree about this barrier); AMXT_E_COMM_*.
+ * @return AMXT_OK, on all ranks or on none; else the group ends on all ranks: AMXT_E_COMM_TIMEOUT,
+ *   naming who did not come; AMXT_E_CANCELLED, and AMXT_E_COMM_ABORTED elsewhere;
+ *   AMXT_E_COMM_PROTOCOL when another rank made another call; other AMXT_E_COMM_*. Of a part as
+ *   other collectives.
  * Thread-safety: object. Blocking: yes. Collective: yes. Since: 0.1
  */
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
@@ -700,9 +703,25 @@ enum {
  * one at a time, in the order of submission, on a thread of its own, those of several groups at
  * once. Elements are float32, bfloat16, float16, int32, int64 or uint8. The bits of a result do not
  * depend on who comes first. The first call connects the ranks for data; it must not run beside
- * another call of the group or of its trainer. After any error but AMXT_E_INVALID_ARGUMENT,
- * AMXT_E_LIMIT and a missing NCCL, a deadline and a cancel included, the group's collectives are over
- * on all ranks. With device memory (AMXT_MEMORY_CUDA, both tensors on one stream, one device for a
+ * another call of the group or of its trainer.
+ *
+ * What an error ends. AMXT_E_INVALID_ARGUMENT, AMXT_E_LIMIT and a missing NCCL: this call alone. A
+ * collective that differs from those of other ranks (type, count, operation, root, kind), a deadline
+ * and a cancel: the collectives of this group, on all ranks; barrier, finalize and trainers of the
+ * group go on, and groups that were split off too, but between nodes, where a deadline and a cancel
+ * end the collectives of all groups that came of one. The group as a whole ends, for all calls, where
+ * one rank calls a collective and another under the same number of its calls that all ranks make
+ * alike the barrier, finalize or a trainer's call; where a rank is lost or aborts; and when the first
+ * collective ends early, while the ranks still connect. Whoever calls what is over gets an error that
+ * says why: never a wrong result, never a wait.
+ *
+ * Do all ranks get the same? Where they share memory a call ends well on all ranks or on none.
+ * Between nodes a rank may end a call well that fails elsewhere: when another one cancels it or
+ * passes its deadline at the last moment, after all bytes were sent, or gives up the next call before
+ * all have finished this one. That rank is told at its next call. Those who do not give up themselves
+ * get AMXT_E_COMM_ABORTED with the rank that did and its reason.
+ *
+ * With device memory (AMXT_MEMORY_CUDA, both tensors on one stream, one device for a
  * group) a call has ended when all ranks have made it and it is on the stream; NCCL carries it.
  */
 
@@ -979,7 +998,8 @@ AMXT_API amxt_status amxt_group_synchronize(amxt_group* group, int64_t timeout_n
 /**
  * Makes groups of parts of a group: of the ranks that give the same colour, in the order of their
  * keys. Such a group has ranks of its own, does collectives and can be split again; it trains no
- * model. It keeps what it needs of `group`, and to abort it is to abort that.
+ * model. It keeps what it needs of `group`, and to abort it is to abort that. At most 16 are
+ * open on a node at a time, `group` included; fewer where many ranks share a node, but always 2.
  *
  * @param[in] group the group.
  * @param[in] color 0 or more; negative: this rank will be in none.
@@ -996,12 +1016,13 @@ AMXT_API amxt_status amxt_group_split(amxt_group* group, int32_t color, int32_t 
 
 /**
  * Takes leave of the other ranks in good order, so that none takes the end of this process for a
- * death. Afterwards the group can only be destroyed.
+ * death. Afterwards the group can only be destroyed. Waits for all ranks to come here; a rank that
+ * waits in another call is told of it, and the group ends as for amxt_group_barrier().
  *
  * @param[in] group the group.
  * @param[in] timeout_ns deadline.
  * @param[out] err optional.
- * @return AMXT_OK, also when done before; AMXT_E_TIMEOUT; AMXT_E_CANCELLED; AMXT_E_COMM_*.
+ * @return AMXT_OK, also when done before; AMXT_E_CANCELLED; AMXT_E_COMM_*.
  * Thread-safety: object. Blocking: yes. Collective: yes. Since: 0.1
  */
 AMXT_API amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_error* err);
@@ -1068,7 +1089,8 @@ AMXT_API amxt_status amxt_op_test(const amxt_op* op, int32_t* done, amxt_error* 
 
 /**
  * Asks an operation to end early. It still has to be waited for: it ends with AMXT_E_CANCELLED, or
- * with its own result when it was past its commit.
+ * with its own result when it was past its commit. A running collective ends at once, whether other
+ * ranks come or not; one that waits for its turn ends with its turn.
  *
  * @param[in] op the operation.
  * @param[out] err optional.
@@ -1699,7 +1721,7 @@ typedef struct amxt_trainer_options {
   int64_t seed;               /* of the order of samples; unset: 42 */
   int64_t memory_limit_bytes; /* of all ranks of this node; unset: what there is */
   int64_t timeout_ns;         /* for amxt_trainer_create() itself; unset: for ever */
-  double learning_rate;       /* 0 or more; unset: 2e-5 */
+  double learning_rate;       /* 0 to 1000; unset: 2e-5 */
   double beta1;               /* 0 to below 1; unset: 0.9 */
   double beta2;               /* 0 to below 1; unset: 0.999 */
   double epsilon;             /* above 0; unset: 1e-8 */

@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "capi/handles.h"
@@ -22,6 +23,7 @@ using Work = std::function<Status(comm::Collectives& all, const Limits& limits)>
 
 // A checked call, and where its memory is.
 struct Job {
+  std::optional<comm::CollectiveCall> call;  // none: not all ranks make it
   Work work;
   bool on_device = false;
   int32_t device = 0;
@@ -109,7 +111,11 @@ Status check_rank(const amxt_group& group, int32_t rank, std::string_view name) 
 }
 
 Job job(Work work, const Buffer& of) {
-  return {std::move(work), of.on_device, of.device, of.stream};
+  return {std::nullopt, std::move(work), of.on_device, of.device, of.stream};
+}
+Job job(comm::CollectiveCall call, Work work, const Buffer& of) {
+  call.on_device = of.on_device;
+  return {call, std::move(work), of.on_device, of.device, of.stream};
 }
 
 // --- Running ----------------------------------------------------------------------------------
@@ -119,8 +125,6 @@ Status check_group(const amxt_group* group) {
   if (group->finalized) return Error(Code::kInvalidState, "the group is finalized");
   return {};
 }
-
-constexpr int64_t kConnectNs = AMXT_SECONDS(300);  // for the ranks to connect, at most
 
 Result<train::Engine*> engine_of(amxt_group* group) {
   const std::lock_guard lock(group->collectives_mutex);
@@ -132,13 +136,13 @@ Result<train::Engine*> engine_of(amxt_group* group) {
 }
 
 // On the engine: made by the first call that comes to its turn, in the same place on all ranks.
-Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) {
+Result<comm::Collectives*> collectives_of(amxt_group* group, const Limits& limits) {
   {
     const std::lock_guard lock(group->collectives_mutex);
     if (group->collectives != nullptr) return group->collectives.get();
   }
   AMXT_ASSIGN(auto made,
-              comm::make_collectives(*group->group, {}, group->runtime->log.get(), deadline));
+              comm::make_collectives(*group->group, {}, group->runtime->log.get(), limits));
   const std::lock_guard lock(group->collectives_mutex);
   group->collectives = std::move(made);
   return group->collectives.get();
@@ -147,7 +151,7 @@ Result<comm::Collectives*> collectives_of(amxt_group* group, Deadline deadline) 
 // The same for device memory: NCCL, over the collectives of the host.
 Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& what,
                                                  const Limits& limits) {
-  AMXT_TRY(collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
+  AMXT_TRY(collectives_of(group, limits));
   if (group->nccl == nullptr) {
     comm::NcclCollectives::Options options;
     options.stream = what.stream;
@@ -172,15 +176,21 @@ Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
     AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
   }
-  AMXT_ASSIGN(comm::Collectives * all,
-              collectives_of(group, limits.deadline.earlier(Deadline::after(kConnectNs))));
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
   return what.work(*all, limits);
+}
+
+// In the order of submission. None for a part, whose calls all compare themselves with each other.
+Result<std::shared_ptr<AlikeCall>> begin(const amxt_group* group, const Job& what) {
+  if (group->is_part || !what.call) return std::shared_ptr<AlikeCall>();
+  return AlikeCall::begin(group->group, *what.call, true);
 }
 
 Status run(amxt_group* group, const Job& what, Deadline deadline) {
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   if (engine->is_current_thread())
     return Error(Code::kInvalidState, "a blocking collective on the thread that runs them");
+  AMXT_ASSIGN(const auto alike, begin(group, what));
   // The deadline is the collective's own, so that it and not a cancel names who is missing.
   return engine
       ->submit([group, what, deadline](const std::atomic<bool>& cancel) {
@@ -191,9 +201,10 @@ Status run(amxt_group* group, const Job& what, Deadline deadline) {
 
 // A call that was cancelled before its turn never ran here, and the others wait for it: they are told as after any cancel.
 Status abandon(amxt_group* group) {
-  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, Deadline::after(kConnectNs)));
   const std::atomic<bool> cancel{true};
-  return all->barrier({Deadline::never(), &cancel});
+  const Limits limits{Deadline::never(), &cancel};
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
+  return all->barrier(limits);
 }
 
 // A call, checked: at once by a deadline, or as an operation.
@@ -204,12 +215,13 @@ Status start(amxt_group* group, Result<Job> what, int64_t timeout_ns, amxt_op** 
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   auto made = std::make_unique<amxt_op>();
   made->engine_thread = engine->thread_id();
+  AMXT_ASSIGN(auto alike, begin(group, *what));
   const auto ran = std::make_shared<bool>(false);  // touched on the engine alone
-  made->operation =
-      engine->submit([group, ran, body = *std::move(what)](const std::atomic<bool>& cancel) {
-        *ran = true;
-        return run_job(group, body, {Deadline::never(), &cancel});
-      });
+  made->operation = engine->submit([group, ran, alike = std::move(alike),
+                                    body = *std::move(what)](const std::atomic<bool>& cancel) {
+    *ran = true;
+    return run_job(group, body, {Deadline::never(), &cancel});
+  });
   engine->submit([group, ran](const std::atomic<bool>&) -> Status {
     if (*ran) return {};
     return abandon(group);
@@ -232,6 +244,7 @@ Result<Job> allreduce(const amxt_group* group, const amxt_tensor* send_tensor,
                  fmt::format("send has {} elements and receive {}", send.count, receive.count));
   }
   return job(
+      {"all_reduce", send.dtype, reduce, -1, send.count},
       [=](comm::Collectives& all, const Limits& limits) {
         return all.all_reduce(send.data, receive.data, send.count, send.dtype, op, limits);
       },
@@ -254,6 +267,7 @@ Result<Job> allgather(const amxt_group* group, const amxt_tensor* send_tensor,
   AMXT_TRY(check_pair(send, receive, send.begin(),
                       receive.begin() + before * dtype_bytes(receive.dtype)));
   return job(
+      {"all_gather", send.dtype, -1, -1, receive.count},
       [=](comm::Collectives& all, const Limits& limits) {
         return all.all_gather(send.data, receive.data, counts, send.dtype, limits);
       },
@@ -278,6 +292,7 @@ Result<Job> reduce_scatter(const amxt_group* group, const amxt_tensor* send_tens
   AMXT_TRY(
       check_pair(send, receive, send.begin() + before * dtype_bytes(send.dtype), receive.begin()));
   return job(
+      {"reduce_scatter", send.dtype, reduce, -1, send.count},
       [=](comm::Collectives& all, const Limits& limits) {
         return all.reduce_scatter(send.data, receive.data, counts, send.dtype, op, limits);
       },
@@ -289,6 +304,7 @@ Result<Job> broadcast(const amxt_group* group, const amxt_tensor* tensor, int32_
   AMXT_ASSIGN(const Buffer buffer, read(tensor, "tensor"));
   AMXT_TRY(check_rank(*group, root, "root"));
   return job(
+      {"broadcast", buffer.dtype, -1, root, buffer.count},
       [=](comm::Collectives& all, const Limits& limits) {
         return all.broadcast(buffer.data, buffer.count, buffer.dtype, root, limits);
       },
@@ -308,6 +324,7 @@ Result<Job> alltoall(const amxt_group* group, const amxt_tensor* send_tensor,
       const std::vector<int64_t> in,
       read_counts(*group, receive_counts, receive.count / group->size, receive.count, "receive"));
   return job(
+      {"all_to_all", send.dtype, -1, -1, comm::CollectiveCall::kVaries},
       [=](comm::Collectives& all, const Limits& limits) {
         return all.all_to_all(send.data, out, receive.data, in, send.dtype, limits);
       },
@@ -333,11 +350,12 @@ Status split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns, 
   AMXT_TRY(check_group(group));
   AMXT_TRY(require(out, "part"));
   std::unique_ptr<comm::Collectives> made;
-  AMXT_TRY(run(group, Job{[&](comm::Collectives& all, const Limits& limits) -> Status {
-                 AMXT_ASSIGN(made, all.split(color, key, limits));
-                 return {};
-               }},
-               Deadline::after(timeout_ns)));
+  const Work work = [&](comm::Collectives& all, const Limits& limits) -> Status {
+    AMXT_ASSIGN(made, all.split(color, key, limits));
+    return {};
+  };
+  AMXT_TRY(
+      run(group, Job{comm::CollectiveCall::split(color, key), work}, Deadline::after(timeout_ns)));
   *out = nullptr;
   if (made == nullptr) return {};
   auto part = std::make_unique<amxt_group>();
@@ -363,7 +381,7 @@ Status synchronize(amxt_group* group, int64_t timeout_ns) {
   const Work wait = [group](comm::Collectives&, const Limits& limits) {
     return group->nccl != nullptr ? group->nccl->synchronize(limits) : Status();
   };
-  return run(group, Job{wait}, Deadline::after(timeout_ns));
+  return run(group, Job{{}, wait}, Deadline::after(timeout_ns));
 }
 
 }  // namespace
@@ -374,7 +392,7 @@ Status barrier_of_part(amxt_group* group, int64_t timeout_ns) {
   const Work barrier = [](comm::Collectives& all, const Limits& limits) {
     return all.barrier(limits);
   };
-  return run(group, Job{barrier}, Deadline::after(timeout_ns));
+  return run(group, Job{{}, barrier}, Deadline::after(timeout_ns));
 }
 
 Status leave_devices(amxt_group* group, int64_t timeout_ns) {
@@ -385,7 +403,7 @@ Status leave_devices(amxt_group* group, int64_t timeout_ns) {
   const Work leave = [group](comm::Collectives&, const Limits& limits) {
     return group->nccl->is_alive() ? group->nccl->finalize(limits) : Status();
   };
-  return run(group, Job{leave}, Deadline::after(timeout_ns));
+  return run(group, Job{{}, leave}, Deadline::after(timeout_ns));
 }
 
 }  // namespace amxt::capi

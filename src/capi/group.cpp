@@ -12,6 +12,8 @@ using namespace amxt::capi;
 namespace {
 
 constexpr int64_t kConnectTimeoutNs = AMXT_SECONDS(300);
+// A rank that is only not scheduled for a moment must not be lost.
+constexpr int64_t kLeastHeartbeatNs = 100'000'000;
 
 Status check_field(int32_t value, int32_t least, int32_t most, std::string_view name) {
   if (value == AMXT_UNSET_I32 || (value >= least && value <= most)) return {};
@@ -25,7 +27,8 @@ Result<comm::GroupOptions> convert(const amxt_group_options& options) {
   AMXT_TRY(check_field(options.local_rank, 0, INT32_MAX, "local_rank"));
   AMXT_TRY(check_field(options.local_size, 1, INT32_MAX, "local_size"));
   AMXT_TRY(check_field(options.port, 1, 65535, "port"));
-  AMXT_TRY(given_count(options.heartbeat_timeout_ns, 1, "amxt_group_options.heartbeat_timeout_ns"));
+  AMXT_TRY(given_count(options.heartbeat_timeout_ns, kLeastHeartbeatNs,
+                       "amxt_group_options.heartbeat_timeout_ns"));
   AMXT_ASSIGN(const std::optional<bool> unauthenticated,
               given_flag(options.allow_unauthenticated_data,
                          "amxt_group_options.allow_unauthenticated_data"));
@@ -224,8 +227,9 @@ amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return Error(Code::kInvalidState, "the group is finalized");
     if (group->is_part) return barrier_of_part(group, timeout_ns);
+    AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall::barrier()));
     const Call call(*group->runtime, timeout_ns);
-    return group->group->barrier(call.deadline(), call.cancel_flag());
+    return group->group->barrier({call.deadline(), call.cancel_flag()});
   });
 }
 
@@ -233,13 +237,16 @@ amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_erro
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return {};
-    AMXT_TRY(leave_devices(group, timeout_ns));
     if (group->is_part) {
+      AMXT_TRY(leave_devices(group, timeout_ns));
       AMXT_TRY(barrier_of_part(group, timeout_ns));
       group->finalized = true;
       return {};
     }
-    AMXT_TRY(group->group->finalize(Deadline::after(timeout_ns)));
+    AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall{"finalize"}));
+    AMXT_TRY(leave_devices(group, timeout_ns));
+    const Call call(*group->runtime, timeout_ns);
+    AMXT_TRY(group->group->finalize({call.deadline(), call.cancel_flag()}));
     group->finalized = true;
     return {};
   });

@@ -76,6 +76,25 @@ class Call {
   std::optional<Error> ended_;
 };
 
+// A call that all ranks of a group make alike, from its submission to its end: its group looks out for ranks that call something else.
+class AlikeCall {
+ public:
+  // `is_collective`: of section 6's, which compare themselves with each other.
+  static Result<std::shared_ptr<AlikeCall>> begin(std::shared_ptr<comm::Group> group,
+                                                  const comm::CollectiveCall& call,
+                                                  bool is_collective = false);
+  ~AlikeCall() { group_->end_call(number_); }
+  AlikeCall(const AlikeCall&) = delete;
+  AlikeCall& operator=(const AlikeCall&) = delete;
+
+ private:
+  AlikeCall(std::shared_ptr<comm::Group> group, uint64_t number)
+      : group_(std::move(group)), number_(number) {}
+
+  const std::shared_ptr<comm::Group> group_;
+  const uint64_t number_;
+};
+
 // kForked when the handle was made by another process.
 struct Process {
   pid_t id = getpid();

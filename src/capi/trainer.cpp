@@ -34,10 +34,14 @@ static_assert(static_cast<int32_t>(train::RunVerdict::kContinue) == AMXT_RUN_CON
 
 namespace {
 
-// Runs work(limits) on the engine thread and waits for it.
+// Runs work(limits) on the engine thread and waits for it; all ranks call `name`.
 template <typename Work>
-Status on_engine(amxt_trainer* trainer, int64_t timeout_ns, int32_t stage, Work&& work) {
+Status on_engine(amxt_trainer* trainer, const char* name, int64_t timeout_ns, int32_t stage,
+                 Work&& work) {
+  if (trainer->engine->is_current_thread())
+    return Error(Code::kInvalidState, "a blocking call inside a callback of the same trainer");
   const Deadline deadline = Deadline::after(timeout_ns);
+  AMXT_ASSIGN(const auto alike, AlikeCall::begin(trainer->group, comm::CollectiveCall{name}));
   return trainer->engine->run(
       [&](const std::atomic<bool>& cancel) -> Status {
         trainer->stage = stage;
@@ -94,11 +98,12 @@ Status create(amxt_runtime* runtime, amxt_group* group, amxt_model* model,
   AMXT_ASSIGN(trainer->engine, train::Engine::create());
   trainer->runtime->add(trainer->engine.get());
   const int64_t timeout_ns = given(options.timeout_ns).value_or(AMXT_FOREVER);
-  Status status = on_engine(
-      trainer.get(), timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) -> Status {
-        AMXT_ASSIGN(trainer->trainer, train::Trainer::create(std::move(setup), limits));
-        return {};
-      });
+  Status status =
+      on_engine(trainer.get(), "trainer create", timeout_ns, AMXT_STAGE_LOAD,
+                [&](const train::CallLimits& limits) -> Status {
+                  AMXT_ASSIGN(trainer->trainer, train::Trainer::create(std::move(setup), limits));
+                  return {};
+                });
   if (!status) {
     amxt_trainer_destroy(trainer.release());
     return status;
@@ -162,12 +167,13 @@ Status step(amxt_trainer* trainer, const amxt_batch* given_batch, amxt_step_metr
   AMXT_TRY(usable(trainer, "trainer"));
   AMXT_TRY(check_metrics(metrics));
   AMXT_ASSIGN(const train::Batch batch, read_batch(given_batch));
-  return on_engine(
-      trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) -> Status {
-        AMXT_ASSIGN(const train::StepMetrics taken, (trainer->trainer.get()->*take)(batch, limits));
-        if (metrics != nullptr) write_struct(metrics, convert(taken));
-        return {};
-      });
+  return on_engine(trainer, "trainer step", timeout_ns, AMXT_STAGE_LOAD,
+                   [&](const train::CallLimits& limits) -> Status {
+                     AMXT_ASSIGN(const train::StepMetrics taken,
+                                 (trainer->trainer.get()->*take)(batch, limits));
+                     if (metrics != nullptr) write_struct(metrics, convert(taken));
+                     return {};
+                   });
 }
 
 Status step_async(amxt_trainer* trainer, const amxt_batch* given_batch, amxt_step_metrics* metrics,
@@ -179,13 +185,14 @@ Status step_async(amxt_trainer* trainer, const amxt_batch* given_batch, amxt_ste
   auto batch = std::make_shared<const train::Batch>(std::move(made));
   auto op = std::make_unique<amxt_op>();
   op->engine_thread = trainer->engine->thread_id();
-  op->operation =
-      trainer->engine->submit([trainer, batch, metrics](const std::atomic<bool>& cancel) -> Status {
-        AMXT_ASSIGN(const train::StepMetrics taken,
-                    trainer->trainer->step(*batch, {Deadline::never(), &cancel}));
-        if (metrics != nullptr) write_struct(metrics, convert(taken));
-        return {};
-      });
+  AMXT_ASSIGN(auto alike, AlikeCall::begin(trainer->group, comm::CollectiveCall{"trainer step"}));
+  op->operation = trainer->engine->submit([trainer, batch, metrics, alike = std::move(alike)](
+                                              const std::atomic<bool>& cancel) -> Status {
+    AMXT_ASSIGN(const train::StepMetrics taken,
+                trainer->trainer->step(*batch, {Deadline::never(), &cancel}));
+    if (metrics != nullptr) write_struct(metrics, convert(taken));
+    return {};
+  });
   *out = op.release();
   return {};
 }
@@ -202,9 +209,10 @@ Status forward(amxt_trainer* trainer, const amxt_batch* given_batch, float* logp
                              batch.sequence, size));
   }
   std::vector<float> predicted(batch.token.size());
-  AMXT_TRY(on_engine(trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) {
-    return trainer->trainer->forward(batch, predicted, limits);
-  }));
+  AMXT_TRY(on_engine(trainer, "trainer forward", timeout_ns, AMXT_STAGE_LOAD,
+                     [&](const train::CallLimits& limits) {
+                       return trainer->trainer->forward(batch, predicted, limits);
+                     }));
   train::to_label_positions(batch, predicted, std::span(logprobs, predicted.size()));
   return {};
 }
@@ -227,12 +235,13 @@ Status evaluate(amxt_trainer* trainer, amxt_dataset* dataset, amxt_evaluation* e
   AMXT_TRY(require(evaluation, "evaluation"));
   AMXT_TRY(check_struct(*evaluation, "amxt_evaluation"));
   AMXT_ASSIGN(const std::shared_ptr<const io::Dataset> data, bind(trainer, dataset, "dataset"));
-  return on_engine(
-      trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) -> Status {
-        AMXT_ASSIGN(const train::Evaluation result, trainer->trainer->evaluate(*data, limits));
-        write_struct(evaluation, convert(result));
-        return {};
-      });
+  return on_engine(trainer, "trainer evaluate", timeout_ns, AMXT_STAGE_LOAD,
+                   [&](const train::CallLimits& limits) -> Status {
+                     AMXT_ASSIGN(const train::Evaluation result,
+                                 trainer->trainer->evaluate(*data, limits));
+                     write_struct(evaluation, convert(result));
+                     return {};
+                   });
 }
 
 Result<train::RunVerdict> tell_event(const train::Event& event, amxt_event_fn callback,
@@ -317,11 +326,12 @@ Status prepare(amxt_trainer* trainer, amxt_dataset* dataset, const amxt_run_opti
   AMXT_ASSIGN(const std::shared_ptr<const io::Dataset> data, bind(trainer, dataset, "dataset"));
   AMXT_ASSIGN(const BoundRun run, read_run(trainer, options));
   std::optional<std::string> checkpoint;
-  AMXT_TRY(on_engine(
-      trainer, timeout_ns, AMXT_STAGE_RESUME, [&](const train::CallLimits& limits) -> Status {
-        AMXT_ASSIGN(checkpoint, trainer->trainer->prepare(*data, run.options, limits));
-        return {};
-      }));
+  AMXT_TRY(on_engine(trainer, "trainer prepare", timeout_ns, AMXT_STAGE_RESUME,
+                     [&](const train::CallLimits& limits) -> Status {
+                       AMXT_ASSIGN(checkpoint,
+                                   trainer->trainer->prepare(*data, run.options, limits));
+                       return {};
+                     }));
   char* text = nullptr;
   if (checkpoint) {
     AMXT_ASSIGN(text, copy_text(*checkpoint));
@@ -335,9 +345,10 @@ Status run(amxt_trainer* trainer, amxt_dataset* dataset, const amxt_run_options*
   AMXT_TRY(usable(trainer, "trainer"));
   AMXT_ASSIGN(const std::shared_ptr<const io::Dataset> data, bind(trainer, dataset, "dataset"));
   AMXT_ASSIGN(const BoundRun bound, read_run(trainer, options));
-  return on_engine(trainer, timeout_ns, AMXT_STAGE_SAVE, [&](const train::CallLimits& limits) {
-    return trainer->trainer->run(*data, bound.options, limits);
-  });
+  return on_engine(trainer, "trainer run", timeout_ns, AMXT_STAGE_SAVE,
+                   [&](const train::CallLimits& limits) {
+                     return trainer->trainer->run(*data, bound.options, limits);
+                   });
 }
 
 Status get_state(const amxt_trainer* trainer, amxt_trainer_state* state) {
@@ -425,10 +436,11 @@ Status read_rows(amxt_trainer* trainer, const char* tensor, int32_t kind, int64_
                  fmt::format("count {} is more than the {} parameters of the model", count, all));
   }
   std::vector<float> read(static_cast<size_t>(count));
-  AMXT_TRY(on_engine(trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) {
-    return trainer->trainer->read_rows(tensor, static_cast<store::RowKind>(kind), first_row, rows,
-                                       read, limits);
-  }));
+  AMXT_TRY(on_engine(trainer, "trainer read_rows", timeout_ns, AMXT_STAGE_LOAD,
+                     [&](const train::CallLimits& limits) {
+                       return trainer->trainer->read_rows(tensor, static_cast<store::RowKind>(kind),
+                                                          first_row, rows, read, limits);
+                     }));
   std::copy(read.begin(), read.end(), values);
   return {};
 }
@@ -440,20 +452,22 @@ Status write_rows(amxt_trainer* trainer, const char* tensor, int32_t kind, int64
   if (kind == AMXT_ROWS_GRADIENT || kind == AMXT_ROWS_COMPUTE_WEIGHT) {
     return Error(Code::kInvalidArgument, fmt::format("kind {} can only be read", kind));
   }
-  return on_engine(trainer, timeout_ns, AMXT_STAGE_LOAD, [&](const train::CallLimits& limits) {
-    return trainer->trainer->write_rows(tensor, static_cast<store::RowKind>(kind), first_row, rows,
-                                        std::span(values, static_cast<size_t>(count)), limits);
-  });
+  return on_engine(trainer, "trainer write_rows", timeout_ns, AMXT_STAGE_LOAD,
+                   [&](const train::CallLimits& limits) {
+                     return trainer->trainer->write_rows(
+                         tensor, static_cast<store::RowKind>(kind), first_row, rows,
+                         std::span(values, static_cast<size_t>(count)), limits);
+                   });
 }
 
 // Calls that take a path and give nothing.
 using PathCall = Status (train::Trainer::*)(const std::string&, const train::CallLimits&);
 
-Status with_path(amxt_trainer* trainer, const char* path, std::string_view name, int32_t stage,
-                 int64_t timeout_ns, PathCall call) {
+Status with_path(amxt_trainer* trainer, const char* call_name, const char* path,
+                 std::string_view name, int32_t stage, int64_t timeout_ns, PathCall call) {
   AMXT_TRY(usable(trainer, "trainer"));
   AMXT_TRY(require(path, name));
-  return on_engine(trainer, timeout_ns, stage, [&](const train::CallLimits& limits) {
+  return on_engine(trainer, call_name, timeout_ns, stage, [&](const train::CallLimits& limits) {
     return (trainer->trainer.get()->*call)(path, limits);
   });
 }
@@ -477,7 +491,7 @@ amxt_status amxt_trainer_prepare(amxt_trainer* trainer, amxt_dataset* dataset,
 amxt_status amxt_trainer_load(amxt_trainer* trainer, const char* directory, int64_t timeout_ns,
                               amxt_error* err) {
   return guarded(err, [&] {
-    return with_path(trainer, directory, "directory", AMXT_STAGE_LOAD, timeout_ns,
+    return with_path(trainer, "trainer load", directory, "directory", AMXT_STAGE_LOAD, timeout_ns,
                      &train::Trainer::load);
   });
 }
@@ -572,7 +586,7 @@ amxt_status amxt_trainer_save(amxt_trainer* trainer, const char* output, int64_t
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(trainer, "trainer"));
     AMXT_TRY(require(output, "output"));
-    return on_engine(trainer, timeout_ns, AMXT_STAGE_SAVE,
+    return on_engine(trainer, "trainer save", timeout_ns, AMXT_STAGE_SAVE,
                      [&](const train::CallLimits& limits) -> Status {
                        AMXT_ASSIGN([[maybe_unused]] const std::string path,
                                    trainer->trainer->save(output, limits));
@@ -584,15 +598,16 @@ amxt_status amxt_trainer_save(amxt_trainer* trainer, const char* output, int64_t
 amxt_status amxt_trainer_resume(amxt_trainer* trainer, const char* path, int64_t timeout_ns,
                                 amxt_error* err) {
   return guarded(err, [&] {
-    return with_path(trainer, path, "path", AMXT_STAGE_RESUME, timeout_ns, &train::Trainer::resume);
+    return with_path(trainer, "trainer resume", path, "path", AMXT_STAGE_RESUME, timeout_ns,
+                     &train::Trainer::resume);
   });
 }
 
 amxt_status amxt_trainer_export(amxt_trainer* trainer, const char* directory, int64_t timeout_ns,
                                 amxt_error* err) {
   return guarded(err, [&] {
-    return with_path(trainer, directory, "directory", AMXT_STAGE_EXPORT, timeout_ns,
-                     &train::Trainer::export_model);
+    return with_path(trainer, "trainer export", directory, "directory", AMXT_STAGE_EXPORT,
+                     timeout_ns, &train::Trainer::export_model);
   });
 }
 

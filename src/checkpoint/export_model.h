@@ -25,9 +25,9 @@ int64_t export_bytes(const store::Layout& layout, int64_t element_bytes);
 Status check_replaceable(const std::string& directory);
 
 // Collective. Writes model-*.safetensors in bfloat16 (float32 where E is) with their index, config.json (that of `config`, its dtype made
-// right), and generation and tokenizer files copied from `model_directory` (empty: none). No rank holds the model: each writes the rows it owns
-// from where they lie. The directory appears, or replaces an exported model of that name, in one rename; kExists when the name is taken by
-// anything else. On an error, the same on all ranks, what was there stays.
+// right), and generation and tokenizer files copied from `model_directory` (empty: none). No rank holds the model: each writes the rows it
+// owns from where they lie. The directory appears, or replaces an exported model of that name, in one rename; kExists when the name is
+// taken by anything else. On an error, the same on all ranks, what was there stays.
 template <typename E>
 Status export_model(const std::string& directory, const std::string& model_directory,
                     const model::ModelConfig& config, const store::Parameters<E>& parameters,

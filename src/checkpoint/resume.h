@@ -38,9 +38,9 @@ enum class Restore {
   kWeights
 };  // kWeights: the master weights alone; moments stay as they are
 
-// Collective. Reads the rows owned here from the files that have them, in chunks whose checksums are compared, and puts them in place. Extra
-// memory: a chunk for each of a few threads. kMismatch for another model, naming the first field or tensor; kCorrupt naming file, tensor and
-// rows. On an error, the same on all ranks, parts may have been written.
+// Collective. Reads the rows owned here from the files that have them, in chunks whose checksums are compared, and puts them in place.
+// Extra memory: a chunk for each of a few threads. kMismatch for another model, naming the first field or tensor; kCorrupt naming file,
+// tensor and rows. On an error, the same on all ranks, parts may have been written.
 template <typename E>
 Status restore(const Manifest& manifest, Restore what, const model::ModelConfig& config,
                store::Parameters<E>& parameters, comm::Group& group, const Progress& progress,

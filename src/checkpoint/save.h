@@ -54,7 +54,8 @@ Result<Saved> save(const std::string& output, const TrainingState& training,
 // Steps of the checkpoints in `output`, ascending, by their names alone; none when it is missing.
 Result<std::vector<int64_t>> checkpoint_steps(const std::string& output);
 
-// Removes checkpoints of steps after `step` (of a future that a resume from `step` has left), `latest` pointed at `step` first. By one rank.
+// Removes checkpoints of steps after `step` (of a future that a resume from `step` has left), `latest` pointed at `step` first.
+// By one rank.
 Status remove_later(const std::string& output, int64_t step);
 
 }  // namespace amxt::checkpoint

@@ -23,7 +23,7 @@ class AloneGroup final : public Group {
   const LaunchInfo& launch() const override { return launch_; }
   const Nodes& nodes() const override { return nodes_; }
 
-  Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline) override {
+  Result<SharedMemory> share(std::string_view what, int64_t bytes, const Limits&) override {
     AMXT_TRY(usable());
     if (bytes < 0) {
       return Error(Code::kInvalidArgument,
@@ -35,13 +35,13 @@ class AloneGroup final : public Group {
     return adopt(*data, bytes);
   }
 
-  Status barrier(Deadline, const std::atomic<bool>* cancel) override {
+  Status barrier(const Limits& limits) override {
     AMXT_TRY(usable());
-    if (cancel != nullptr && cancel->load()) return Error(Code::kCancelled, "barrier: cancelled");
+    if (limits.cancelled()) return Error(Code::kCancelled, "barrier: cancelled");
     return {};
   }
 
-  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline) override {
+  Result<std::vector<std::string>> exchange(std::string_view payload, const Limits&) override {
     AMXT_TRY(usable());
     if (payload.size() > ControlSegment::kMaxPayload) return payload_error(payload.size());
     return std::vector<std::string>{std::string(payload)};
@@ -62,14 +62,14 @@ class AloneGroup final : public Group {
     }
   }
 
-  Status finalize(Deadline) override {
+  Status finalize(const Limits&) override {
     AMXT_TRY(usable());
     finalized_ = true;
     return {};
   }
 
   bool oversubscribed() const override { return oversubscribed_; }
-  Result<std::unique_ptr<Wire>> make_wire(Deadline) override {
+  Result<std::unique_ptr<Wire>> make_wire(const Limits&) override {
     return Error(Code::kInvalidState, "a group of one node needs no wire");
   }
   void set_listener(Listener) override {}  // there is nobody to hear of

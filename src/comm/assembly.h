@@ -1,5 +1,5 @@
-// Assembly: the ranks that have met, until they are a job on nodes. All say whom they share a machine with; rank 0 makes the nodes of it and
-// starts the job; the lowest rank of each node gives the others there its control segment.
+// Assembly: the ranks that have met, until they are a job on nodes. All say whom they share a machine with; rank 0 makes the nodes of it
+// and starts the job; the lowest rank of each node gives the others there its control segment.
 //
 // Not thread-safe, never blocks: who calls it polls for what add_to() gives, then hear_all().
 #pragma once

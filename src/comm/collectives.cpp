@@ -97,6 +97,11 @@ class WatchedCollectives final : public Collectives {
     return watch(kBarrier, 0, DType::kU8, {}, [&] { return inner_->barrier(limits); });
   }
 
+  Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                  const Limits& limits) override {
+    return inner_->exchange(call, own, all, bytes, limits);
+  }
+
   Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) override {
     AMXT_ASSIGN(auto part, inner_->split(color, key, limits));
     if (part == nullptr) return std::unique_ptr<Collectives>();
@@ -212,10 +217,10 @@ std::unique_ptr<Collectives> watch_collectives(std::unique_ptr<Collectives> inne
 
 Result<std::unique_ptr<Collectives>> make_collectives(Group& group,
                                                       const CollectiveOptions& options, Log* log,
-                                                      Deadline deadline) {
+                                                      const Limits& limits) {
   AMXT_ASSIGN(auto made,
               GroupCollectives::create(
-                  group, options.transport == CollectiveOptions::Transport::kWire, log, deadline));
+                  group, options.transport == CollectiveOptions::Transport::kWire, log, limits));
   return watch_collectives(std::move(made), log);
 }
 

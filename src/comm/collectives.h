@@ -1,14 +1,13 @@
 // Collectives: reductions and exchanges of arrays over the ranks of a communicator. One interface, whatever carries the bytes: shared
 // memory, a wire between nodes, both (hierarchical), or NCCL on device memory.
 //
-// Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used at
-// the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
-// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows (once per
-// level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of them,
-// naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
+// Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used
+// at the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows
+// (once per level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of
+// them, naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,6 +18,8 @@
 #include "base/dtype.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
+#include "comm/limits.h"
 #include "kernels/reduce.h"
 
 namespace amxt::comm {
@@ -32,10 +33,7 @@ const char* reduce_op_name(ReduceOp op);  // "sum"
 
 class Collectives {
  public:
-  struct Limits {
-    Deadline deadline = Deadline::never();
-    const std::atomic<bool>* cancel = nullptr;
-  };
+  using Limits = comm::Limits;
   // What one kind of call has done so far.
   struct Counter {
     std::string name;                      // "all_reduce"
@@ -68,9 +66,13 @@ class Collectives {
   virtual Status receive(void* data, int64_t count, DType dtype, int peer,
                          const Limits& limits) = 0;
   virtual Status barrier(const Limits& limits) = 0;
+  // For what is built upon a communicator: everyone's `bytes` bytes by rank, agreed upon and told of as the call that it is for; not
+  // counted.
+  virtual Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                          const Limits& limits) = 0;
 
-  // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to none: nullptr.
-  // It may be used beside this one, and outlive it.
+  // Collective: a communicator of the ranks that give the same colour, in the order of keys, then of ranks. A negative colour belongs to
+  // none: nullptr. It may be used beside this one, and outlive it.
   virtual Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) = 0;
 
   virtual std::vector<Counter> counters() const { return {}; }
@@ -81,11 +83,11 @@ struct CollectiveOptions {
   enum class Transport { kByNodes, kWire } transport = Transport::kByNodes;
 };
 
-// Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else "shm+gloo".
-// Checks arguments, counts, and tells each call at level debug. `log` may be null.
+// Collective on all ranks of the group, which must outlive it: "none" alone, "shm" on one node, "gloo" on nodes of one rank each, else
+// "shm+gloo". Checks arguments, counts, and tells each call at level debug. `log` may be null. An error is the end of the group.
 Result<std::unique_ptr<Collectives>> make_collectives(Group& group,
                                                       const CollectiveOptions& options, Log* log,
-                                                      Deadline deadline);
+                                                      const Limits& limits);
 
 // The same around another transport.
 std::unique_ptr<Collectives> watch_collectives(std::unique_ptr<Collectives> inner, Log* log);

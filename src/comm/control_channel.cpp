@@ -21,6 +21,8 @@ namespace {
 constexpr int kDeathGraceMs = 100;
 constexpr int64_t kFarewellNs = 500'000'000;  // for what is queued when the group ends here
 constexpr int kFarewellLookMs = 5;
+constexpr int64_t kLookNs = 100'000'000;       // who waits for a segment looks around this often
+constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kLongestBeatNs = 1'000'000'000;
 
 bool has_ended(const Descriptor& process, int wait_ms) {
@@ -72,7 +74,7 @@ ControlChannel::~ControlChannel() {
     message.about_rank = rank_;
     message.sequence = rank_ == 0 ? owner_->last_word() : 0;
     message.set_text(rank_text(identity(rank_)) + " left the group without finalizing it");
-    broadcast(message);
+    send_to_all(message);
   }
   if (!thread_.joinable()) return;
   stopping_.store(true, std::memory_order_release);
@@ -106,6 +108,11 @@ void ControlChannel::listen() {
     if (has_streams_) {
       const int64_t left_ns = std::max<int64_t>(0, next_beat_ns_ - monotonic_ns());
       wait_ms = static_cast<int>((left_ns + 999'999) / 1'000'000);
+    }
+    const int64_t look_ns = failed() ? -1 : owner_->look();
+    if (look_ns >= 0) {
+      const auto look_ms = static_cast<int>((look_ns + 999'999) / 1'000'000);
+      wait_ms = wait_ms < 0 ? look_ms : std::min(wait_ms, look_ms);
     }
     if (farewell) wait_ms = kFarewellLookMs;
     if (poll(entries.data(), entries.size(), wait_ms) < 0) continue;
@@ -264,7 +271,7 @@ void ControlChannel::fail(Error error) {
     message.sequence = owner_->last_word();
     last_opened_.store(static_cast<int64_t>(message.sequence), std::memory_order_release);
   }
-  broadcast(message);
+  send_to_all(message);
   if (log_ != nullptr) log_->debug(fmt::format("rank {}: group ended: {}", rank_, error.message()));
   owner_->changed();
 }
@@ -279,11 +286,11 @@ void ControlChannel::leave() {
   leaving_ = true;
   Message message;
   message.kind = MessageKind::kLeave;
-  broadcast(message);
+  send_to_all(message);
 }
 
 Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequence,
-                                                                 Deadline deadline) {
+                                                                 const Limits& limits) {
   std::unique_lock lock(mutex_);
   for (;;) {
     const auto found = segments_.find(sequence);
@@ -293,9 +300,11 @@ Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequen
       return segment;
     }
     if (error_) return *error_;
-    if (deadline.passed())
+    if (limits.cancelled()) return Error(Code::kCancelled, "cancelled");
+    if (limits.deadline.passed())
       return Error(Code::kTimeout, "the node's leader did not answer within the deadline");
-    const int64_t ns = std::min<int64_t>(deadline.left_ns(), 100'000'000);
+    const int64_t look_ns = limits.cancel != nullptr ? kCancelLookNs : kLookNs;
+    const int64_t ns = std::min(limits.deadline.left_ns(), look_ns);
     changed_.wait_for(lock, std::chrono::nanoseconds(ns));
   }
 }
@@ -309,7 +318,9 @@ void ControlChannel::send(int rank, const Message& message, int passed) {
     eventfd_write(wake_.get(), 1);
 }
 
-void ControlChannel::broadcast(const Message& message) {
+void ControlChannel::kick() const { eventfd_write(wake_.get(), 1); }
+
+void ControlChannel::send_to_all(const Message& message) {
   for (const Member& member : members_) send(member.identity.rank, message);
 }
 

@@ -21,6 +21,7 @@
 #include "base/log.h"
 #include "base/result.h"
 #include "comm/assembly.h"
+#include "comm/limits.h"
 
 namespace amxt::comm {
 
@@ -34,7 +35,7 @@ class ControlChannel {
     std::string text;       // its error, or the name of the memory
   };
 
-  // Whom it serves. All but last_word() are called on the channel's thread alone, changed() on any.
+  // Whom it serves. All but last_word() and changed() are called on the channel's thread alone.
   class Owner {
    public:
     virtual ~Owner() = default;
@@ -42,6 +43,8 @@ class ControlChannel {
     virtual void changed() = 0;
     // A message that is not the channel's own.
     virtual void heard(int rank, const Message& message) = 0;
+    // Now and then: for how long it need not be asked again; -1: until kick().
+    virtual int64_t look() = 0;
     // On rank 0, when the group ends: how many collectives of the job have opened; none does any more.
     virtual uint64_t last_word() = 0;
   };
@@ -71,9 +74,12 @@ class ControlChannel {
   void leave();
 
   void send(int rank, const Message& message, int passed = -1);
+  void send_to_all(const Message& message);
+  // Lets the channel's thread look() soon.
+  void kick() const;
 
-  // kTimeout at the deadline; the fatal error when there is one.
-  Result<Segment> wait_for_segment(uint64_t sequence, Deadline deadline);
+  // kTimeout at the deadline, kCancelled; the fatal error when there is one.
+  Result<Segment> wait_for_segment(uint64_t sequence, const Limits& limits);
 
   const Identity& identity(int rank) const { return members_[static_cast<size_t>(rank)].identity; }
   int size() const { return static_cast<int>(members_.size()); }
@@ -88,7 +94,6 @@ class ControlChannel {
   void beat();
   bool is_live(const Member& member) const;
   bool all_delivered() const;
-  void broadcast(const Message& message);
 
   const int rank_;
   std::vector<Member> members_;

@@ -30,11 +30,14 @@ enum class MessageKind : uint32_t {
   // Of a collective of the job, number `sequence` (meeting.h). The first three to rank 0, the last from it to the leaders of nodes.
   kArrive,   // all ranks of the sender's node are there; code: the collective; payload: theirs
   kWaiting,  // the sender has been there for a while
-  kGiveUp,   // the sender can't wait any more; code: why, bytes: for which collective
+  kGiveUp,   // the sender can't wait any more; code: why, text: for what
   kOpen,     // all are there; payload: everyone's
+  kEnded,  // the sender has ended what `sequence` names; code, about_rank and text: why (Group::tell_end())
+  // Of the calls that all ranks make alike (call_book.h): to rank 0, and from it to all.
+  kCalled,  // about_rank called the text as its call number `sequence`; bytes: 1 for a collective
 };
 
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 inline constexpr uint32_t kMessageMagic = 0x32584D41;  // "AMX2"; changes with the layout
 inline constexpr size_t kMaxText = 1023;
 // No payload is longer, but those of kArrive and kOpen, which only proven peers may send.

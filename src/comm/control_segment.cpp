@@ -43,6 +43,8 @@ const char* collective_name(Collective collective) {
       return "share";
     case Collective::kFinalize:
       return "finalize";
+    case Collective::kCollectives:
+      return "the opening of collectives";
   }
   return "unknown collective";
 }
@@ -57,6 +59,8 @@ const char* a_collective(Collective collective) {
       return "a share";
     case Collective::kFinalize:
       return "a finalize";
+    case Collective::kCollectives:
+      return "the opening of collectives";
   }
   return "an unknown collective";
 }

@@ -20,7 +20,7 @@
 namespace amxt::comm {
 
 // What a rank arrives for; all must say the same.
-enum class Collective : uint32_t { kBarrier = 1, kExchange, kShare, kFinalize };
+enum class Collective : uint32_t { kBarrier = 1, kExchange, kShare, kFinalize, kCollectives };
 const char* collective_name(Collective collective);
 const char* a_collective(Collective collective);  // "a barrier", "an exchange"
 Error payload_error(size_t bytes);                // of an exchange beyond kMaxPayload

@@ -2,10 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "base/dynamic_library.h"
 #include "base/text.h"
@@ -23,22 +20,16 @@ Result<std::unique_ptr<Library>> load(const std::string& name) {
   AMXT_ASSIGN(library->file, DynamicLibrary::open(name));
   Cuda& table = library->table;
   table.path = library->file.path();
-  const char* missing = nullptr;
-  const auto required = [&](const char* symbol, auto* function) {
-    if (!library->file.load(symbol, function) && missing == nullptr) missing = symbol;
-  };
-  required("cuInit", &table.Init);
-  required("cuDeviceGet", &table.DeviceGet);
-  required("cuDevicePrimaryCtxRetain", &table.DevicePrimaryCtxRetain);
-  required("cuStreamGetCtx", &table.StreamGetCtx);
-  required("cuCtxPushCurrent_v2", &table.CtxPushCurrent);
-  required("cuCtxPopCurrent_v2", &table.CtxPopCurrent);
-  required("cuStreamQuery", &table.StreamQuery);
-  required("cuGetErrorString", &table.GetErrorString);
-  if (missing != nullptr) {
-    return Error(Code::kUnsupported,
-                 fmt::format("{} has no function {}", quote(table.path), missing));
-  }
+  RequiredFunctions required(&library->file);
+  required.load("cuInit", &table.Init);
+  required.load("cuDeviceGet", &table.DeviceGet);
+  required.load("cuDevicePrimaryCtxRetain", &table.DevicePrimaryCtxRetain);
+  required.load("cuStreamGetCtx", &table.StreamGetCtx);
+  required.load("cuCtxPushCurrent_v2", &table.CtxPushCurrent);
+  required.load("cuCtxPopCurrent_v2", &table.CtxPopCurrent);
+  required.load("cuStreamQuery", &table.StreamQuery);
+  required.load("cuGetErrorString", &table.GetErrorString);
+  AMXT_TRY(required.check());
   if (const int result = table.Init(0); result != Cuda::kSuccess) {
     return Error(Code::kUnsupported,
                  fmt::format("{}: cuInit: {}", quote(table.path), table.text(result)));
@@ -71,19 +62,10 @@ Result<CudaContext> Cuda::context_of(CudaStream stream, int device) const {
 }
 
 Result<const Cuda*> open_cuda(const std::string& name) {
-  static std::mutex mutex;
-  static auto* const opened = new std::map<std::string, std::unique_ptr<Library>>();
-  const std::lock_guard lock(mutex);
-  std::unique_ptr<Library>& slot = (*opened)[name];
-  if (!slot) {
-    AMXT_ASSIGN(slot, load(name));
-  }
-  return &slot->table;
+  AMXT_ASSIGN(const Library* const library, load_once(name, load));
+  return &library->table;
 }
 
-std::string cuda_library_name() {
-  const char* wished = std::getenv("AMXTRAIN_CUDA_LIBRARY");
-  return wished != nullptr && *wished != '\0' ? wished : "libcuda.so.1";
-}
+std::string cuda_library_name() { return library_name("AMXTRAIN_CUDA_LIBRARY", "libcuda.so.1"); }
 
 }  // namespace amxt::comm

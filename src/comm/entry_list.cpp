@@ -43,7 +43,6 @@ Status EntryList::read_new(Deadline deadline,
 }
 
 void EntryList::leave_note(const Error& error, Deadline deadline) {
-  if (own_ == 0) return;
   const auto number = store_->add(key("entries"), 1, deadline);
   if (!number) return;
   (void)store_->set(key(fmt::format("entry/{}", *number)), note_text(error), deadline);

@@ -24,8 +24,8 @@ class EntryList {
   Status append_own(std::string_view text, Deadline deadline);
   // Calls `read(number, text)` for what is new.
   Status read_new(Deadline deadline, const std::function<void(int64_t, std::string_view)>& read);
-  // Without an entry of one's own nothing is left.
   void leave_note(const Error& error, Deadline deadline);
+  const std::string& address() const { return store_->address(); }
   // 0 before there is one.
   int64_t own_number() const { return own_; }
 

@@ -1,9 +1,9 @@
-// GlooMesh: what this library uses of Gloo, in words of its own. It is implemented in a module (gloo/gloo_module.cpp, libamxtrain-gloo.so) that
-// alone knows Gloo's types and alone is linked to it: opened at run time, so that amxtrain loads where there is no Gloo, and a host's own Gloo
-// and this one never meet. Both sides come from one build.
+// GlooMesh: what this library uses of Gloo, in words of its own. It is implemented in a module (gloo/gloo_module.cpp, libamxtrain-gloo.so)
+// that alone knows Gloo's types and alone is linked to it: opened at run time, so that amxtrain loads where there is no Gloo, and a host's
+// own Gloo and this one never meet. Both sides come from one build.
 //
-// Thread-safety: listen, connect and stop_listening are called by one thread at a time; give_up, send, receive, close and waits by any. Nothing throws,
-// no call takes longer than said, and nothing that a peer or a stranger sends ends the process.
+// Thread-safety: listen, connect and stop_listening are called by one thread at a time; give_up, send, receive, close and waits by any.
+// Nothing throws, no call takes longer than said, and nothing that a peer or a stranger sends ends the process.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,6 @@
 #include "comm/gloo_wire.h"
 
 #include <arpa/inet.h>
-#include <dlfcn.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/random.h>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/dynamic_library.h"
 #include "base/library_folder.h"
 #include "base/text.h"
 #include "comm/gloo_module.h"
@@ -31,7 +31,7 @@ namespace {
 
 constexpr int kSliceMs = 100;               // a wait looks around this often
 constexpr int64_t kReasonNs = 500'000'000;  // the group knows of a death this soon after Gloo does
-constexpr int64_t kLongestNs = 86'400'000'000'000;  // of a start without a deadline
+constexpr int64_t kConnectNs = 300'000'000'000;  // for ranks that are there, at most
 
 struct Module {
   GlooOpen* open = nullptr;
@@ -39,28 +39,23 @@ struct Module {
 };
 
 #if AMXT_HAVE_GLOO
-// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind RTLD_DEEPBIND.
-constexpr int open_flags() {
-#if defined(AMXT_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return RTLD_NOW | RTLD_LOCAL;
-#else
-  return RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
-#endif
+Result<Module> open_module() {
+  static auto* const library =
+      new DynamicLibrary;  // never closed: threads of Gloo may still be ending
+  AMXT_ASSIGN(*library, DynamicLibrary::open(library_folder() + "/libamxtrain-gloo.so",
+                                             DynamicLibrary::Binding::kOwn));
+  RequiredFunctions required(library);
+  Module module;
+  required.load(kGlooOpen, &module.open);
+  AMXT_TRY(required.check());
+  return module;
 }
 
 const Module& module() {
-  // Never closed: threads of Gloo may still be ending.
   static const Module opened = [] {
-    Module fresh;
-    const std::string path = library_folder() + "/libamxtrain-gloo.so";
-    void* const handle = dlopen(path.c_str(), open_flags());
-    if (handle != nullptr) fresh.open = reinterpret_cast<GlooOpen*>(dlsym(handle, kGlooOpen));
-    if (fresh.open == nullptr) {
-      const char* error = dlerror();
-      fresh.reason =
-          fmt::format("gloo can't be used: {}", error != nullptr ? error : "no reason given");
-    }
-    return fresh;
+    auto ready = open_module();
+    if (ready) return *ready;
+    return Module{nullptr, fmt::format("gloo can't be used: {}", ready.error().message())};
   }();
   return opened;
 }
@@ -84,7 +79,9 @@ uint64_t slot_of(uint64_t tag, int64_t bytes) {
 
 class GlooWire final : public Wire {
  public:
-  GlooWire(Group& group, std::unique_ptr<GlooMesh> mesh) : group_(group), mesh_(std::move(mesh)) {}
+  // `id`: the same on all ranks, and of no other wire.
+  GlooWire(Group& group, std::unique_ptr<GlooMesh> mesh, uint64_t id)
+      : group_(group), mesh_(std::move(mesh)), id_(id) {}
   ~GlooWire() override { mesh_->close(); }
 
   const char* name() const override { return "gloo"; }
@@ -123,19 +120,22 @@ class GlooWire final : public Wire {
       const std::lock_guard lock(mutex_);
       if (error_) return Error(*error_);
     }
-    if (auto alive = group_.check(); !alive) return die(std::move(alive).error());
+    if (auto alive = living(); !alive) return die(std::move(alive).error());
     std::string why;
     if (const int peer = mesh_->lost(&why); peer >= 0) return lost(peer, why);
     return {};
   }
 
-  void close() override {
+  void close(const Error* why) override {
+    bool first = false;
     {
       const std::lock_guard lock(mutex_);
+      first = !error_;
       if (!error_) {
         error_ = std::make_unique<Error>(Code::kCommAborted, "gloo: this rank closed its wire");
       }
     }
+    if (first && why != nullptr) group_.tell_end(id_, *why);
     mesh_->close();
   }
 
@@ -195,11 +195,18 @@ class GlooWire final : public Wire {
     }
   }
 
+  // What the group knows of: its own end, or that a peer has ended the wire.
+  Status living() const {
+    AMXT_TRY(group_.check());
+    if (auto told = group_.end_of(id_)) return *std::move(told);
+    return {};
+  }
+
   // A connection ended: by the death of the peer, which the group tells better and soon, or because the peer gave the wire up.
   Error lost(int rank, const std::string& why) {
     const Deadline reason = Deadline::after(kReasonNs);
     for (;;) {
-      if (auto alive = group_.check(); !alive) return die(std::move(alive).error());
+      if (auto alive = living(); !alive) return die(std::move(alive).error());
       if (reason.passed()) break;
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
@@ -216,6 +223,7 @@ class GlooWire final : public Wire {
 
   Group& group_;
   std::unique_ptr<GlooMesh> mesh_;
+  const uint64_t id_;
   std::atomic<int64_t> sent_{0}, received_{0}, waited_ns_{0};
   std::mutex mutex_;
   std::unique_ptr<Error> error_;
@@ -224,14 +232,12 @@ class GlooWire final : public Wire {
 // What a rank says after each step of the start: all is well, with what the next step needs, or why not. All ranks then fail alike.
 class Start {
  public:
-  Start(Group& group, Deadline deadline)
-      : group_(group),
-        deadline_(deadline),
-        // Ends before the exchanges do, so that the ranks can still tell each other.
-        connect_deadline_(Deadline::after(std::min(deadline.left_ns(), kLongestNs) / 10 * 8)) {}
+  Start(Group& group, const Limits& limits)
+      : group_(group), limits_(limits), connect_deadline_(Deadline::after(connect_ns())) {}
 
   Result<std::unique_ptr<GlooMesh>> run() {
     AMXT_ASSIGN(const std::vector<std::string> entries, agree(listen()));
+    connect_deadline_ = Deadline::after(connect_ns());  // all are there
     for (int rank = 0; rank < group_.size(); ++rank) {
       const std::string& entry = entries[static_cast<size_t>(rank)];
       if (entry.size() < sizeof(Nonce)) {
@@ -239,15 +245,21 @@ class Start {
             .with_rank(rank);
       }
     }
+    std::memcpy(&id_, entries.front().data(), sizeof id_);
     Status connected = connect(entries);
     mesh_->stop_listening();
     AMXT_ASSIGN(auto none, agree(said(std::move(connected))));
     AMXT_ASSIGN(none, agree(said(prove(entries))));
     return std::move(mesh_);
   }
+  // Drawn by rank 0.
+  uint64_t id() const { return id_; }
 
  private:
   using Nonce = std::array<char, 16>;
+
+  // Ends before the exchanges do, so that the ranks can still tell each other.
+  int64_t connect_ns() const { return std::min(limits_.deadline.left_ns(), kConnectNs) / 10 * 8; }
 
   static Result<std::string> said(Status status) {
     if (!status) return std::move(status).error();
@@ -261,7 +273,7 @@ class Start {
     } else {
       payload = fmt::format("-{}\n{}", static_cast<int>(own.error().code()), own.error().message());
     }
-    AMXT_ASSIGN(std::vector<std::string> all, group_.exchange(payload, deadline_));
+    AMXT_ASSIGN(std::vector<std::string> all, group_.exchange(payload, limits_));
     for (int rank = 0; rank < group_.size(); ++rank) {
       std::string& entry = all[static_cast<size_t>(rank)];
       if (entry.starts_with('+')) {
@@ -286,10 +298,9 @@ class Start {
     if (wished != nullptr && *wished != '\0') {
       std::string_view name = wished;
       name = name.substr(0, name.find(','));
-      auto interface = interface_named(name);
-      if (!interface) return std::move(interface).error().in("GLOO_SOCKET_IFNAME");
+      AMXT_ASSIGN(const Interface interface, interface_named(name, "GLOO_SOCKET_IFNAME"));
       char host[INET6_ADDRSTRLEN] = "";
-      const Address& first = interface->addresses.front();
+      const Address& first = interface.addresses.front();
       const void* bytes = first.family() == AF_INET
                               ? static_cast<const void*>(
                                     &reinterpret_cast<const sockaddr_in*>(first.get())->sin_addr)
@@ -307,8 +318,7 @@ class Start {
       return system_error("getrandom", errno);
     std::string why;
     mesh_.reset(module().open(group_.rank(), group_.size(), own.c_str(),
-                              std::min(connect_deadline_.left_ns(), kLongestNs) / 1'000'000 + 1,
-                              &why));
+                              connect_deadline_.left_ns() / 1'000'000 + 1, &why));
     std::string addresses;
     if (mesh_ == nullptr || !mesh_->listen(&addresses, &why))
       return Error(Code::kIo, fmt::format("listening at {}: {}", own, why));
@@ -334,6 +344,7 @@ class Start {
       changed.wait_for(lock, std::chrono::milliseconds(kSliceMs));
       if (done) break;
       ended = group_.check();
+      if (ended.ok() && limits_.cancelled()) ended = Error(Code::kCancelled, "cancelled");
       if (ended.ok() && connect_deadline_.passed()) ended = not_in_time("connect");
     }
     lock.unlock();
@@ -395,6 +406,7 @@ class Start {
           break;
       }
       AMXT_TRY(group_.check());
+      if (limits_.cancelled()) return Error(Code::kCancelled, "cancelled");
       if (connect_deadline_.passed()) return not_in_time("prove itself");
     }
   }
@@ -413,23 +425,26 @@ class Start {
   }
 
   Group& group_;
-  const Deadline deadline_, connect_deadline_;
+  const Limits limits_;
+  Deadline connect_deadline_;
   std::unique_ptr<GlooMesh> mesh_;
   Nonce nonce_{};
+  uint64_t id_ = 0;
   std::atomic<int> connecting_{-1};
 };
 
 }  // namespace
 
-Result<std::unique_ptr<Wire>> make_gloo_wire(Group& group, Log* log, Deadline deadline) {
-  AMXT_ASSIGN(std::unique_ptr<GlooMesh> mesh, Start(group, deadline).run());
+Result<std::unique_ptr<Wire>> make_gloo_wire(Group& group, Log* log, const Limits& limits) {
+  Start start(group, limits);
+  AMXT_ASSIGN(std::unique_ptr<GlooMesh> mesh, start.run());
   if (log != nullptr && log->wants(LogLevel::kInfo)) {
     const Nodes::Rank& own = group.nodes().ranks[static_cast<size_t>(group.rank())];
     log->info(fmt::format("gloo: rank {} ({}) connected to {} of {} ranks", group.rank(),
                           own.address.empty() ? own.host : own.address, group.size() - 1,
                           group.size() - 1));
   }
-  return std::unique_ptr<Wire>(std::make_unique<GlooWire>(group, std::move(mesh)));
+  return std::unique_ptr<Wire>(std::make_unique<GlooWire>(group, std::move(mesh), start.id()));
 }
 
 }  // namespace amxt::comm

@@ -1,9 +1,10 @@
 // Group: the processes of a job, as one of them sees it. Who am I, shared memory with the others of my node, a barrier, small
 // exchanges, and word of a death within seconds.
 //
-// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort and the
-// accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call returns the same fatal
-// error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the file system.
+// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort, begin_call,
+// end_call and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call
+// returns the same fatal error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the
+// file system.
 #pragma once
 
 #include <atomic>
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -18,7 +20,9 @@
 #include "base/deadline.h"
 #include "base/log.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
 #include "comm/launch.h"
+#include "comm/limits.h"
 #include "comm/nodes.h"
 
 namespace amxt::comm {
@@ -61,36 +65,56 @@ class Group {
   int local_size() const { return nodes().local_size(node()); }
 
   // Collective on the node. `what` names it in errors. Huge pages where the kernel gives them.
-  virtual Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) = 0;
+  virtual Result<SharedMemory> share(std::string_view what, int64_t bytes,
+                                     const Limits& limits) = 0;
 
   // Returns when all ranks have arrived. All living ranks agree whether it was passed: where one gets an error, none gets success.
-  // kCommTimeout at the deadline names those that have not arrived and is the end of the group on all ranks. `cancel` (may be null) set by
-  // another thread ends the wait with kCancelled: the others get kCommAborted, and this rank can only abort (a step that is cancelled
-  // agrees on it by train/'s verdict word instead, so this is a last resort).
-  virtual Status barrier(Deadline deadline, const std::atomic<bool>* cancel = nullptr) = 0;
+  // kCommTimeout at the deadline names those that have not arrived and is the end of the group on all ranks. A cancel ends the wait with
+  // kCancelled: the others get kCommAborted, and this rank can only abort (a step that is cancelled agrees on it by train/'s verdict word
+  // instead, so this is a last resort). All that is collective here ends alike.
+  virtual Status barrier(const Limits& limits) = 0;
 
   // All ranks give a payload (at most 64 KiB, any length per rank); each gets everyone's, by rank. For agreements at start and save.
   virtual Result<std::vector<std::string>> exchange(std::string_view payload,
-                                                    Deadline deadline) = 0;
+                                                    const Limits& limits) = 0;
+
+  // Collective: a barrier before the ranks open their collectives, which no rank passes that has come for anything else.
+  virtual Status meet_for_collectives(const Limits& limits) { return barrier(limits); }
 
   // Collective: connects all ranks for data between nodes, anew each time it is called (wire.h). kInvalidState on one node.
-  virtual Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) = 0;
+  virtual Result<std::unique_ptr<Wire>> make_wire(const Limits& limits) = 0;
 
   // Small messages between any two ranks beside the collectives, in order per pair; what the ranks of a step use to end it together. post()
-  // never blocks: what a peer that is stuck or dying does not get is lost with it. The listener is called on the group's own thread and must
-  // not block nor call the group, but post(); messages that come while there is none are dropped. set_listener(nullptr) returns when no call
-  // of the former is under way.
+  // never blocks: what a peer that is stuck or dying does not get is lost with it. The listener is called on the group's own thread and
+  // must not block nor call the group, but post(); messages that come while there is none are dropped. set_listener(nullptr) returns when
+  // no call of the former is under way.
   static constexpr size_t kMaxPost = 1024;
   using Listener = std::function<void(int from, std::string_view message)>;
   virtual void set_listener(Listener listener) = 0;
   virtual void post(int rank, std::string_view message) = 0;
+
+  // Notes a call that all ranks must make alike, in the order of the program, and its end. Where ranks call different things under one
+  // number the group ends on all of them with kCommProtocol, naming both; collectives among themselves are left to compare themselves.
+  virtual Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) {
+    (void)call, (void)is_collective;
+    return uint64_t{0};
+  }
+  virtual void end_call(uint64_t number) { (void)number; }
+
+  // Tells all ranks why this one has ended `what`, a thing of theirs beside the group; before they see that it has. The first word on a
+  // thing is kept.
+  virtual void tell_end(uint64_t what, const Error& why) { (void)what, (void)why; }
+  virtual std::optional<Error> end_of(uint64_t what) const {
+    (void)what;
+    return std::nullopt;
+  }
 
   // The fatal error, if there is one.
   virtual Status check() const = 0;
   // Tells all ranks that this one gives up, and why; they get kCommAborted with the reason. Returns at once.
   virtual void abort(std::string_view reason) = 0;
   // Orderly leave: waits until all ranks have called it.
-  virtual Status finalize(Deadline deadline) = 0;
+  virtual Status finalize(const Limits& limits) = 0;
   // True when threads of all local ranks exceed the CPUs: nobody spins.
   virtual bool oversubscribed() const = 0;
 

@@ -67,7 +67,8 @@ std::unique_ptr<Collectives> GroupCollectives::make(std::shared_ptr<Communicatio
 }
 
 Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool over_wire,
-                                                              Log* log, Deadline deadline) {
+                                                              Log* log, const Limits& limits) {
+  AMXT_TRY(group.meet_for_collectives(limits));
   auto shared = std::make_shared<Communication>();
   shared->group = &group;
   std::vector<int> ranks(static_cast<size_t>(group.size()));
@@ -75,11 +76,11 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool
   for (const int rank : ranks) {
     shared->node_of.push_back(over_wire ? rank : group.nodes().node_of(rank));
   }
-  AMXT_ASSIGN(shared->pool, ShmPool::create(group, deadline));
+  AMXT_ASSIGN(shared->pool, ShmPool::create(group, limits));
   if (over_wire && group.size() > 1) {
-    AMXT_ASSIGN(shared->wire, make_gloo_wire(group, log, deadline));
+    AMXT_ASSIGN(shared->wire, make_gloo_wire(group, log, limits));
   } else if (group.node_count() > 1) {
-    AMXT_ASSIGN(shared->wire, group.make_wire(deadline));
+    AMXT_ASSIGN(shared->wire, group.make_wire(limits));
   }
   // Areas are dealt out in order while nobody else asks: the node's first rank takes the first, or one for each.
   int area = over_wire ? group.local_rank() : 0;
@@ -89,7 +90,7 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool
     auto one = shared->pool->take();
     if (!one) taken = std::move(one).error();
   }
-  AMXT_ASSIGN(const auto all, group.exchange(taken ? "" : taken.error().message(), deadline));
+  AMXT_ASSIGN(const auto all, group.exchange(taken ? "" : taken.error().message(), limits));
   for (int rank = 0; rank < group.size(); ++rank) {
     const std::string& text = all[static_cast<size_t>(rank)];
     if (!text.empty())
@@ -106,8 +107,8 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
   const auto world = static_cast<size_t>(size());
   std::vector<Wish> wishes(world);
   const Wish own{color, key, static_cast<int64_t>(shared_->next_number.load())};
-  const std::vector<int64_t> three(world, 3), one(world, 1);
-  AMXT_TRY(all_gather(&own, wishes.data(), three, DType::kI64, limits));
+  const CollectiveCall call = CollectiveCall::split(color, key);
+  AMXT_TRY(exchange(call, &own, wishes.data(), sizeof own, limits));
 
   std::set<int64_t> colors;
   int64_t number = 0;
@@ -135,7 +136,7 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
     taken = area ? *area : kFull;
   }
   std::vector<int64_t> areas(world);
-  AMXT_TRY(all_gather(&taken, areas.data(), one, DType::kI64, limits));
+  AMXT_TRY(exchange(call, &taken, areas.data(), sizeof taken, limits));
   shared_->next_number = static_cast<uint64_t>(number) + colors.size();
   const auto full = std::find(areas.begin(), areas.end(), kFull);
   if (full != areas.end()) {

@@ -29,7 +29,7 @@ class GroupCollectives : public Collectives {
  public:
   // The first one, of all ranks. Collective.
   static Result<std::unique_ptr<Collectives>> create(Group& group, bool over_wire, Log* log,
-                                                     Deadline deadline);
+                                                     const Limits& limits);
 
   int rank() const final { return rank_; }
   int size() const final { return static_cast<int>(ranks_.size()); }

@@ -136,7 +136,7 @@ void Handshake::hear_hello(const Message& message, const Descriptor& passed) {
   link_->send(reply, link_->is_stream() ? -1 : self_->proof.get());
 
   if (auto there = check_secret_is_there(hello.has_secret != 0); !there) {
-    return fail(std::move(there).error());
+    return fail_without_secret(std::move(there).error());
   }
   if (auto same = compare(self_->identity, peer_); !same) fail(std::move(same).error());
 }
@@ -154,7 +154,7 @@ void Handshake::hear_answer(const Message& message, const Descriptor& passed) {
   knows_peer_ = true;
 
   if (auto there = check_secret_is_there(welcome.has_secret != 0); !there) {
-    return fail(std::move(there).error());
+    return fail_without_secret(std::move(there).error());
   }
   Proof proof;
   if (asks_for_secret()) {
@@ -162,7 +162,7 @@ void Handshake::hear_answer(const Message& message, const Descriptor& passed) {
       Message refusal;
       refusal.kind = MessageKind::kRefuse;
       link_->send(refusal);
-      return fail(wrong_secret());
+      return fail_without_secret(wrong_secret());
     }
     proof.answer = answer(Role::kClient);
   }
@@ -176,12 +176,13 @@ void Handshake::hear_answer(const Message& message, const Descriptor& passed) {
 
 void Handshake::hear_proof(const Message& message) {
   state_ = State::kStranger;
-  if (message.kind == MessageKind::kRefuse && asks_for_secret()) return fail(wrong_secret());
+  if (message.kind == MessageKind::kRefuse && asks_for_secret())
+    return fail_without_secret(wrong_secret());
   if (message.kind == MessageKind::kAbort && !asks_for_secret()) return fail(root_cause(message));
   Proof proof;
   if (message.kind != MessageKind::kProof || !message.get(&proof)) return;
   if (asks_for_secret() && !is_same(proof.answer, answer(Role::kClient))) {
-    return fail(wrong_secret());
+    return fail_without_secret(wrong_secret());
   }
   state_ = State::kMet;
 }
@@ -189,6 +190,15 @@ void Handshake::hear_proof(const Message& message) {
 void Handshake::fail(Error error) {
   failure_ = std::move(error);
   state_ = State::kFailed;
+}
+
+// Of an eavesdropper, then: it ends nothing.
+void Handshake::fail_without_secret(Error error) {
+  if (self_->secret && self_->nonces_are_secret) {
+    state_ = State::kStranger;
+  } else {
+    fail(std::move(error));
+  }
 }
 
 Answer Handshake::answer(Role role) const {

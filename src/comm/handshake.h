@@ -3,7 +3,8 @@
 // The one that connected says hello, naming the nonce of whom it wants; the other one welcomes it with its own nonce; the first one ends
 // with its proof. Over a unix socket both pass a descriptor along, whose content the other reads: that makes them ranks of one machine.
 // Over TCP both challenge each other where there is a secret (secret.h). Nothing that a peer says counts before: whoever does not know the
-// nonce is a stranger, to be dropped; who knows it and differs (compare()), or does not know the secret, is an error.
+// nonce is a stranger, to be dropped; who knows it and differs (compare()) is an error. Who knows it and not the secret is a stranger where
+// nonces are given out for the secret alone, by rank 0's store; from torchrun's store anybody has them, and then it is an error.
 #pragma once
 
 #include <memory>
@@ -25,7 +26,8 @@ class Handshake {
   struct Self {
     Identity identity;
     Secret secret;
-    Descriptor proof;  // a memory file that holds the identity's nonce
+    bool nonces_are_secret = false;  // whoever knows one has proven the secret before
+    Descriptor proof;                // a memory file that holds the identity's nonce
   };
   static Result<Descriptor> make_proof(const Nonce& nonce);
 
@@ -59,6 +61,7 @@ class Handshake {
   void hear_hello(const Message& message, const Descriptor& passed);
   void hear_proof(const Message& message);
   void fail(Error error);
+  void fail_without_secret(Error error);
   Answer answer(Role role) const;
   Error wrong_secret() const;
   Status check_secret_is_there(bool theirs) const;

@@ -53,7 +53,7 @@ Result<std::vector<Interface>> interfaces() {
   return all;
 }
 
-Result<Interface> interface_named(std::string_view name) {
+Result<Interface> interface_named(std::string_view name, std::string_view variable) {
   AMXT_ASSIGN(std::vector<Interface> all, interfaces());
   std::string names;
   for (Interface& interface : all) {
@@ -62,9 +62,15 @@ Result<Interface> interface_named(std::string_view name) {
     names += (names.empty() ? "" : ", ") + interface.name;
   }
   return Error(Code::kNotFound,
-               fmt::format("AMXTRAIN_SOCKET_IFNAME={}: no interface of that name has an address; "
-                           "those that have one: {}",
-                           quote(name), names.empty() ? "none" : names));
+               fmt::format("{}={}: no interface of that name has an address; those that have one: "
+                           "{}",
+                           variable, quote(name), names.empty() ? "none" : names));
+}
+
+bool is_wildcard(const Address& address) {
+  if (address.family() == AF_INET6) return IN6_IS_ADDR_UNSPECIFIED(&ipv6_of(address)) != 0;
+  const auto* const name = reinterpret_cast<const sockaddr_in*>(address.get());
+  return address.family() == AF_INET && name->sin_addr.s_addr == 0;
 }
 
 bool is_loopback(const Address& address) {

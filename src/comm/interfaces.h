@@ -21,8 +21,12 @@ struct Interface {
 // All of them, in the kernel's order.
 Result<std::vector<Interface>> interfaces();
 
-// kNotFound, with the names that there are, when there is none of that name or it has no address.
-Result<Interface> interface_named(std::string_view name);
+// kNotFound, with the names that there are, when there is none of that name or it has no address. `variable` is what names it.
+Result<Interface> interface_named(std::string_view name,
+                                  std::string_view variable = "AMXTRAIN_SOCKET_IFNAME");
+
+// 0.0.0.0 or ::, every address of a machine when listened at.
+bool is_wildcard(const Address& address);
 
 // 127.0.0.0/8 or ::1, also when written as IPv6: reached from this machine alone.
 bool is_loopback(const Address& address);

@@ -1,8 +1,8 @@
 // Introductions: a rank's connections until they prove that they are a job's. It listens, connects to those whose entries it is told, and
 // gives out who has proven itself (handshake.h).
 //
-// Who was connected to or connects and proves nothing is a stranger: dropped and counted, at most kMaxUnidentified at a time, each until its
-// deadline. Not thread-safe, never blocks.
+// Who was connected to or connects and proves nothing is a stranger: dropped and counted, at most kMaxUnidentified at a time, each until
+// its deadline. Not thread-safe, never blocks.
 #pragma once
 
 #include <poll.h>

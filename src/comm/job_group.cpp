@@ -6,6 +6,7 @@
 #include <bit>
 #include <charconv>
 #include <chrono>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -15,9 +16,11 @@
 #include "base/cpu.h"
 #include "base/futex.h"
 #include "base/text.h"
+#include "comm/call_book.h"
 #include "comm/control_channel.h"
 #include "comm/control_segment.h"
 #include "comm/gloo_wire.h"
+#include "comm/handshake.h"
 #include "comm/meeting.h"
 #include "comm/memory_file.h"
 #include "comm/rendezvous.h"
@@ -33,6 +36,10 @@ constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kReasonNs =
     1'000'000'000;  // a reason, or rank 0's word, comes this soon after what it ended
 constexpr int64_t kLateNs = 20'000'000;  // who waits so long for others of its node tells rank 0
+constexpr int64_t kTellNs = 50'000'000;  // a call that takes so long is told to the others
+// How long a mismatch that ranks find where they wait is held back: by then the calls that led there are told.
+constexpr int64_t kHoldNs = 400'000'000;
+constexpr size_t kMostEnds = 64;  // of what ranks told each other, the latest
 constexpr int64_t kCollapseFromBytes = int64_t{64} << 20;
 constexpr int64_t kCollapsePages = 64;  // at a time
 
@@ -73,6 +80,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         nodes_(std::move(gathering.nodes)),
         oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
         allows_unauthenticated_data_(options.allow_unauthenticated_data),
+        book_(launch.rank),
         segment_(std::move(segment)),
         channel_(launch.rank, std::move(gathering.members), options.peer_timeout_ns, log, this) {
     if (rank() == 0 && node_count() > 1) {
@@ -89,12 +97,31 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   bool oversubscribed() const override { return oversubscribed_; }
   Status check() const override { return channel_.check(); }
 
-  Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) override {
+  void tell_end(uint64_t what, const Error& why) override {
+    keep_end(what, why);
+    Message message;
+    message.kind = MessageKind::kEnded;
+    message.code = static_cast<int32_t>(why.code());
+    message.about_rank = why.rank();
+    message.sequence = what;
+    message.set_text(why.message());
+    channel_.send_to_all(message);
+  }
+
+  std::optional<Error> end_of(uint64_t what) const override {
+    const std::lock_guard lock(ends_mutex_);
+    for (const auto& [ended, why] : ends_) {
+      if (ended == what) return why;
+    }
+    return std::nullopt;
+  }
+
+  Result<std::unique_ptr<Wire>> make_wire(const Limits& limits) override {
     if (node_count() == 1) {
       return Error(Code::kInvalidState, "a group of one node needs no wire");
     }
     if (!launch_.secret_file.empty()) AMXT_TRY(allow_unauthenticated_wire());
-    return make_gloo_wire(*this, log_, deadline);
+    return make_gloo_wire(*this, log_, limits);
   }
 
   void set_listener(Listener listener) override {
@@ -115,45 +142,60 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     channel_.fail(std::move(error).with_rank(rank()));
   }
 
-  Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
-    auto number = meet(Collective::kBarrier, {}, deadline, cancel);
+  Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) override {
+    CallBook::Begun begun = book_.begin(call, is_collective, monotonic_ns());
+    if (begun.mismatch) return channel_.fail_with(*std::move(begun.mismatch));
+    if (begun.was_idle) channel_.kick();
+    return begun.number;
+  }
+
+  void end_call(uint64_t number) override { book_.end(number); }
+
+  Status barrier(const Limits& limits) override {
+    auto number = meet(Collective::kBarrier, {}, limits);
     if (!number) return std::move(number).error();
     return {};
   }
 
-  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) override {
+  Result<std::vector<std::string>> exchange(std::string_view payload,
+                                            const Limits& limits) override {
     if (payload.size() > ControlSegment::kMaxPayload) return payload_error(payload.size());
-    AMXT_ASSIGN(const uint64_t number, meet(Collective::kExchange, payload, deadline, nullptr));
+    AMXT_ASSIGN(const uint64_t number, meet(Collective::kExchange, payload, limits));
     return segment_.payloads(number);
   }
 
-  Status finalize(Deadline deadline) override {
-    auto number = meet(Collective::kFinalize, {}, deadline, nullptr);
+  Status meet_for_collectives(const Limits& limits) override {
+    auto number = meet(Collective::kCollectives, {}, limits);
+    if (!number) return std::move(number).error();
+    return {};
+  }
+
+  Status finalize(const Limits& limits) override {
+    auto number = meet(Collective::kFinalize, {}, limits);
     if (!number) return std::move(number).error();
     finalized_ = true;
     channel_.leave();
     return {};
   }
 
-  Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) override {
+  Result<SharedMemory> share(std::string_view what, int64_t bytes, const Limits& limits) override {
     if (bytes < 0) {
       return Error(Code::kInvalidArgument,
                    fmt::format("shared memory {} of {} bytes", quote(what), bytes));
     }
     AMXT_TRY(usable());
     ShareReport report{Code::kOk, bytes, quote(what), {}};
-    auto mapped =
-        rank() == leader() ? offer(report.what, bytes) : take(report.what, bytes, deadline);
+    auto mapped = rank() == leader() ? offer(report.what, bytes) : take(report.what, bytes, limits);
     AMXT_TRY(channel_.check());
     SharedMemory memory;
     if (mapped) {
       memory = std::move(*mapped);
-      use_huge_pages(memory, deadline);
+      use_huge_pages(memory, limits);
     } else {
       report.code = mapped.error().code();
       report.text = mapped.error().message();
     }
-    AMXT_ASSIGN(const uint64_t number, meet(Collective::kShare, report.pack(), deadline, nullptr));
+    AMXT_ASSIGN(const uint64_t number, meet(Collective::kShare, report.pack(), limits));
     AMXT_TRY(agree(report, segment_.payloads(number)));
     return memory;
   }
@@ -172,22 +214,99 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         if (from == 0) open_here(message.sequence, message.payload);
         return;
       case MessageKind::kArrive:
-        return fail_unless(meet_nodes(from, static_cast<Collective>(message.code), message.sequence,
+        return hold_unless(meet_nodes(from, static_cast<Collective>(message.code), message.sequence,
                                       message.payload));
       case MessageKind::kWaiting:
         if (meeting_) meeting_->waits(from, message.sequence);
         return;
       case MessageKind::kGiveUp:
-        return end_for_all(from, message.sequence, static_cast<Collective>(message.bytes),
+        return end_for_all(from, message.sequence, message.get_text(),
                            static_cast<Code>(message.code));
+      case MessageKind::kEnded:
+        return keep_end(message.sequence, root_cause(message));
+      case MessageKind::kCalled:
+        return hear_call({rank() == 0 ? from : message.about_rank, message.sequence,
+                          message.bytes != 0, message.get_text()});
       default:
         return;
     }
   }
 
+  int64_t look() override {
+    tell_calls(monotonic_ns() - kTellNs);
+    const int64_t held_ns = held_until_.load(std::memory_order_acquire);
+    if (held_ns != 0 && monotonic_ns() >= held_ns) {
+      const std::lock_guard lock(held_mutex_);
+      channel_.fail(*held_);
+    }
+    if (held_ns == 0 && book_.rests()) return -1;
+    return kTellNs;
+  }
+
   uint64_t last_word() override { return meeting_ ? meeting_->close() : 0; }
 
  private:
+  void keep_end(uint64_t what, const Error& why) {
+    const std::lock_guard lock(ends_mutex_);
+    for (const auto& [ended, first] : ends_) {
+      if (ended == what) return;
+    }
+    ends_.emplace_back(what, why);
+    if (ends_.size() > kMostEnds) ends_.pop_front();
+  }
+
+  // --- What ranks call (call_book.h) ---
+
+  void tell_calls(int64_t since_ns) {
+    for (const CallBook::Told& told : book_.late(since_ns)) {
+      if (rank() == 0) {
+        pass_on(told);
+      } else {
+        channel_.send(0, as_message(told));
+      }
+    }
+  }
+
+  void hear_call(const CallBook::Told& told) {
+    if (told.rank < 0 || told.rank >= size()) return;
+    if (rank() == 0) pass_on(told);
+    if (told.rank == rank()) return;
+    if (auto mismatch = book_.hear(told)) channel_.fail(*std::move(mismatch));
+  }
+
+  void pass_on(const CallBook::Told& told) {
+    if (book_.is_news(told)) channel_.send_to_all(as_message(told));
+  }
+
+  static Message as_message(const CallBook::Told& told) {
+    Message message;
+    message.kind = MessageKind::kCalled;
+    message.sequence = told.number;
+    message.about_rank = told.rank;
+    message.bytes = told.is_collective ? 1 : 0;
+    message.set_text(told.text);
+    return message;
+  }
+
+  // Ends the group with what was found where ranks meet, unless the calls that brought them there, which are told meanwhile, say it better.
+  void hold(Error error) {
+    if (book_.under_way() == 0) return channel_.fail(std::move(error));
+    {
+      const std::lock_guard lock(held_mutex_);
+      if (held_) return;
+      held_ = std::move(error);
+    }
+    held_until_.store(monotonic_ns() + kHoldNs, std::memory_order_release);
+    tell_calls(INT64_MAX);
+    channel_.kick();
+  }
+
+  // What the host waits for, in messages.
+  std::string waited_for(Collective collective) const {
+    const auto call = book_.only();
+    return call ? call->text : a_collective(collective);
+  }
+
   // All ranks have the same option, by their handshakes.
   Status allow_unauthenticated_wire() {
     if (!allows_unauthenticated_data_) {
@@ -206,12 +325,12 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   std::string name(int rank) const { return rank_text(channel_.identity(rank)); }
 
   Status usable() const {
-    AMXT_TRY(channel_.check());
-    if (finalized_) return Error(Code::kInvalidState, "the group was finalized");
     if (cancelled_) {
       return Error(Code::kInvalidState,
                    "a wait of this group was cancelled: it can only be aborted");
     }
+    AMXT_TRY(channel_.check());
+    if (finalized_) return Error(Code::kInvalidState, "the group was finalized");
     return {};
   }
 
@@ -219,18 +338,17 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   enum class Ending { kNone, kFailed, kLeft, kCancelled, kDeadline };
 
   // Arrives and waits for all; the number of the collective in the segment, for its payloads. All living ranks pass or none.
-  Result<uint64_t> meet(Collective collective, std::string_view payload, Deadline deadline,
-                        const std::atomic<bool>* cancel) {
+  Result<uint64_t> meet(Collective collective, std::string_view payload, const Limits& limits) {
     AMXT_TRY(usable());
     const bool on_node = node_count() == 1 || collective == Collective::kShare;
-    return on_node ? meet_on_node(collective, payload, deadline, cancel)
-                   : meet_on_job(collective, payload, deadline, cancel);
+    return on_node ? meet_on_node(collective, payload, limits)
+                   : meet_on_job(collective, payload, limits);
   }
 
   // The ranks of a node decide by themselves: who can't wait any more breaks it off, unless it has opened meanwhile.
-  Result<uint64_t> meet_on_node(Collective collective, std::string_view payload, Deadline deadline,
-                                const std::atomic<bool>* cancel) {
-    if (is_set(cancel) && break_off(Ending::kCancelled, segment_.next_number())) {
+  Result<uint64_t> meet_on_node(Collective collective, std::string_view payload,
+                                const Limits& limits) {
+    if (limits.cancelled() && break_off(Ending::kCancelled, segment_.next_number())) {
       return end(Ending::kCancelled, collective, segment_.next_number());
     }
     const auto [number, last] = segment_.arrive(collective, payload);
@@ -246,10 +364,10 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     }
     while (!segment_.is_open(number)) {
       if (segment_.is_broken(number)) return broken_off(collective);
-      const Ending ending = ending_of(number, deadline, cancel);
+      const Ending ending = ending_of(number, limits);
       if (ending == Ending::kNone) {
-        segment_.sleep(
-            number, deadline.earlier(Deadline::after(cancel != nullptr ? kCancelLookNs : kLookNs)));
+        segment_.sleep(number, limits.deadline.earlier(Deadline::after(
+                                   limits.cancel != nullptr ? kCancelLookNs : kLookNs)));
       } else if (break_off(ending, number)) {
         return end(ending, collective, number);
       }
@@ -259,12 +377,12 @@ class JobGroup final : public Group, private ControlChannel::Owner {
 
   // Rank 0 decides for all nodes. The last to arrive on a node tells it; it tells the leaders, who open. Who can't wait any more says so
   // to rank 0 and goes by its word.
-  Result<uint64_t> meet_on_job(Collective collective, std::string_view payload, Deadline deadline,
-                               const std::atomic<bool>* cancel) {
+  Result<uint64_t> meet_on_job(Collective collective, std::string_view payload,
+                               const Limits& limits) {
     const uint64_t in_job = meetings_.load(std::memory_order_relaxed) + 1;
     opens_next_.store(segment_.next_number(), std::memory_order_release);
     meetings_.store(in_job, std::memory_order_release);
-    Ending ending = is_set(cancel) ? Ending::kCancelled : Ending::kNone;
+    Ending ending = limits.cancelled() ? Ending::kCancelled : Ending::kNone;
     uint64_t number = segment_.next_number();
     if (ending == Ending::kNone) {
       const auto arrival = segment_.arrive(collective, payload);
@@ -279,29 +397,31 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     const Deadline late = Deadline::after(kLateNs);
     bool has_told = false;
     while (!segment_.is_open(number)) {
-      if (ending == Ending::kNone) ending = ending_on_job(deadline, cancel);
+      if (ending == Ending::kNone) ending = ending_on_job(limits);
       if (ending != Ending::kNone) return give_up(ending, collective, in_job, number);
       if (!has_told && late.passed()) {
         has_told = true;
         tell_waiting(in_job);
       }
-      const int64_t look_ns = !has_told ? kLateNs : cancel != nullptr ? kCancelLookNs : kLookNs;
-      segment_.sleep(number, deadline.earlier(Deadline::after(look_ns)));
+      const int64_t look_ns = !has_told                  ? kLateNs
+                              : limits.cancel != nullptr ? kCancelLookNs
+                                                         : kLookNs;
+      segment_.sleep(number, limits.deadline.earlier(Deadline::after(look_ns)));
     }
     return number;
   }
 
-  Ending ending_on_job(Deadline deadline, const std::atomic<bool>* cancel) const {
+  Ending ending_on_job(const Limits& limits) const {
     if (channel_.failed()) return Ending::kFailed;
-    if (is_set(cancel)) return Ending::kCancelled;
-    if (deadline.passed()) return Ending::kDeadline;
+    if (limits.cancelled()) return Ending::kCancelled;
+    if (limits.deadline.passed()) return Ending::kDeadline;
     return Ending::kNone;
   }
 
   void arrive_at_job(Collective collective, uint64_t in_job, uint64_t number) {
     // Rank 0 sees the payloads of its own node itself.
     std::string payloads = node() == 0 && rank() != 0 ? std::string() : payloads_here(number);
-    if (rank() == 0) return fail_unless(meeting_->arrive(0, collective, in_job, payloads));
+    if (rank() == 0) return hold_unless(meeting_->arrive(0, collective, in_job, payloads));
     Message message;
     message.kind = MessageKind::kArrive;
     message.code = static_cast<int32_t>(collective);
@@ -330,13 +450,13 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (ending == Ending::kCancelled || ending == Ending::kDeadline) {
       const Code why = ending == Ending::kCancelled ? Code::kCancelled : Code::kCommTimeout;
       if (meeting_) {
-        end_for_all(0, in_job, collective, why);
+        end_for_all(0, in_job, waited_for(collective), why);
       } else {
         Message message;
         message.kind = MessageKind::kGiveUp;
         message.code = static_cast<int32_t>(why);
         message.sequence = in_job;
-        message.bytes = static_cast<int64_t>(collective);
+        message.set_text(waited_for(collective));
         channel_.send(0, message);
       }
     }
@@ -352,12 +472,12 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     }
     if (ending == Ending::kCancelled) {
       cancelled_ = true;
-      return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+      return Error(Code::kCancelled, waited_for(collective) + " was cancelled");
     }
     return channel_.fail_with(
         Error(Code::kCommTimeout, fmt::format("{} did not answer about {} within the deadline of "
                                               "{}",
-                                              name(0), a_collective(collective), name(rank())))
+                                              name(0), waited_for(collective), name(rank())))
             .with_rank(0));
   }
 
@@ -371,7 +491,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         here ? payloads_here(opens_next_.load(std::memory_order_acquire)) : payloads);
   }
 
-  void end_for_all(int from, uint64_t in_job, Collective collective, Code why) {
+  void end_for_all(int from, uint64_t in_job, const std::string& what, Code why) {
     if (!meeting_) return;
     if (why == Code::kCommTimeout && meetings_.load(std::memory_order_acquire) == in_job) {
       // Of its own node rank 0 knows who is there, as soon as it is there itself.
@@ -380,7 +500,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         if (!std::binary_search(late.begin(), late.end(), rank)) meeting_->waits(rank, in_job);
       }
     }
-    if (auto error = meeting_->give_up(from, in_job, collective, why)) {
+    if (auto error = meeting_->give_up(from, in_job, what, why)) {
       channel_.fail(*std::move(error));
     }
   }
@@ -394,8 +514,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     open_here(in_job, payloads);
   }
 
-  void fail_unless(Status status) {
-    if (!status) channel_.fail(std::move(status).error());
+  void hold_unless(Status status) {
+    if (!status) hold(std::move(status).error());
   }
 
   // --- On every leader ---
@@ -418,15 +538,11 @@ class JobGroup final : public Group, private ControlChannel::Owner {
 
   int leader() const { return nodes_.leader(node()); }
 
-  static bool is_set(const std::atomic<bool>* cancel) {
-    return cancel != nullptr && cancel->load(std::memory_order_acquire);
-  }
-
-  Ending ending_of(uint64_t number, Deadline deadline, const std::atomic<bool>* cancel) const {
+  Ending ending_of(uint64_t number, const Limits& limits) const {
     if (channel_.failed()) return Ending::kFailed;
     if (first_that_left(number) >= 0) return Ending::kLeft;
-    if (is_set(cancel)) return Ending::kCancelled;
-    if (deadline.passed()) return Ending::kDeadline;
+    if (limits.cancelled()) return Ending::kCancelled;
+    if (limits.deadline.passed()) return Ending::kDeadline;
     return Ending::kNone;
   }
 
@@ -449,7 +565,10 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     switch (ending) {
       case Ending::kCancelled:
         cancelled_ = true;
-        return Error(Code::kCancelled, fmt::format("{}: cancelled", collective_name(collective)));
+        // To those who are not here: on other nodes, or somewhere else.
+        channel_.fail(
+            Error(Code::kCommAborted, name(rank()) + " cancelled its wait").with_rank(rank()));
+        return Error(Code::kCancelled, waited_for(collective) + " was cancelled");
       case Ending::kDeadline:
         return timed_out(collective, number);
       case Ending::kLeft: {
@@ -476,7 +595,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
     }
     return channel_.fail_with(Error(
-        Code::kCommAborted, fmt::format("another rank broke off {}", a_collective(collective))));
+        Code::kCommAborted, fmt::format("another rank broke off {}", waited_for(collective))));
   }
 
   void spin(uint64_t number) const {
@@ -488,11 +607,14 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   }
 
   Error out_of_order(Collective collective, int other) {
-    return channel_.fail_with(
-        Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
-                                               collective_name(segment_.collective(other)),
-                                               name(rank()), collective_name(collective)))
-            .with_rank(other));
+    hold(Error(Code::kCommProtocol, fmt::format("{} is in {} while {} is in {}", name(other),
+                                                collective_name(segment_.collective(other)),
+                                                name(rank()), collective_name(collective)))
+             .with_rank(other));
+    const Deadline patience = Deadline::after(kReasonNs);
+    while (!channel_.failed() && !patience.passed())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return channel_.fail_with(Error(Code::kCommAborted, "the group has failed"));
   }
 
   Error timed_out(Collective collective, uint64_t number) {
@@ -503,7 +625,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     const int first = missing.empty() ? -1 : missing.front();
     return channel_.fail_with(
         Error(Code::kCommTimeout, fmt::format("{} did not arrive at {} within the deadline of {}",
-                                              who, a_collective(collective), name(rank())))
+                                              who, waited_for(collective), name(rank())))
             .with_rank(first));
   }
 
@@ -538,8 +660,8 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     return adopt(data, bytes);
   }
 
-  Result<SharedMemory> take(const std::string& what, int64_t bytes, Deadline deadline) {
-    auto segment = channel_.wait_for_segment(++shares_, deadline);
+  Result<SharedMemory> take(const std::string& what, int64_t bytes, const Limits& limits) {
+    auto segment = channel_.wait_for_segment(++shares_, limits);
     if (!segment && segment.error().code() == Code::kTimeout) {
       return channel_.fail_with(
           Error(Code::kCommTimeout,
@@ -556,12 +678,12 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   }
 
   // Each rank of the node allocates and collapses its part of the pages.
-  void use_huge_pages(const SharedMemory& memory, Deadline deadline) const {
+  void use_huge_pages(const SharedMemory& memory, const Limits& limits) const {
     if (memory.bytes() < kCollapseFromBytes) return;
     const int64_t pages = memory.bytes() / kHugePageBytes;
     const int64_t end = pages * (local_rank() + 1) / local_size();
     for (int64_t page = pages * local_rank() / local_size(); page < end; page += kCollapsePages) {
-      if (channel_.failed() || deadline.passed()) return;
+      if (channel_.failed() || limits.deadline.passed() || limits.cancelled()) return;
       const int64_t last = std::min(page + kCollapsePages, end);
       if (collapse_pages(memory.data(), page, last) > 0)
         return;  // no huge page free, or an old kernel
@@ -624,6 +746,12 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   std::mutex listener_mutex_;
   Listener listener_;
   std::optional<Meeting> meeting_;  // rank 0's, on several nodes
+  mutable std::mutex ends_mutex_;
+  std::deque<std::pair<uint64_t, Error>> ends_;
+  CallBook book_;
+  std::mutex held_mutex_;
+  std::optional<Error> held_;  // set once
+  std::atomic<int64_t> held_until_{0};
   ControlSegment segment_;
   ControlChannel channel_;  // the last: its thread uses the others
 };

@@ -15,6 +15,7 @@ namespace amxt::comm {
 namespace {
 
 constexpr int64_t kPauseNs = 200'000'000;
+constexpr int64_t kPatienceNs = 5'000'000'000;  // then it is said what is waited for
 
 // Written as a number or as "localhost": whoever writes a loopback address so means it.
 bool is_meant(const std::string& host) {
@@ -54,6 +55,12 @@ Result<std::vector<Address>> to_listen_at(const LaunchInfo& launch, std::vector<
   return masters;  // listening there fails, and says why
 }
 
+// Names of pods and nodes come late; a wrong one would be minutes of silence.
+void tell_unresolved(const Error& error, Log* log, bool* told) {
+  if (std::exchange(*told, true)) return;
+  log->warning(error.message() + "; asked for again until the deadline");
+}
+
 }  // namespace
 
 Status check_reached_by_others(const LaunchInfo& launch, const Address& address) {
@@ -75,6 +82,13 @@ Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadl
   auto masters = resolve(launch.master_address, launch.master_port, deadline);
   if (!masters || launch.agent_store) return masters;
   if (is_here) return is_loopback(masters->front()) ? std::move(masters) : loopback();
+  if (is_wildcard(masters->front())) {
+    return Error(
+        Code::kInvalidArgument,
+        fmt::format("MASTER_ADDR {} is every address of a machine, which leads nowhere and "
+                    "would be served to every network: set it to rank 0's address or name",
+                    quote(launch.master_address)));
+  }
   const Address first = masters->front();
   if (auto reached = check_reached_by_others(launch, first); !reached) {
     if (launch.interface.empty()) return std::move(reached).error();
@@ -87,14 +101,17 @@ Result<std::vector<Address>> job_store_addresses(const LaunchInfo& launch, Deadl
 }
 
 Result<std::unique_ptr<TcpStoreServer>> serve_job_store(const LaunchInfo& launch,
-                                                        const Secret& secret, Deadline deadline) {
+                                                        const Secret& secret, Log* log,
+                                                        Deadline deadline) {
   TcpStoreServer::Options options;
   options.secret = Secret(secret);
   options.max_connections = std::max<size_t>(512, 2 * static_cast<size_t>(launch.world_size) + 64);
+  bool told = log == nullptr;
   for (;;) {
     auto addresses = job_store_addresses(launch, deadline);
     if (addresses) return TcpStoreServer::start(*addresses, options);
     const bool later = addresses.error().code() == Code::kNotFound;
+    if (later) tell_unresolved(addresses.error(), log, &told);
     if (!later || deadline.left_ns() <= kPauseNs) return std::move(addresses).error();
     poll(nullptr, 0, Deadline::after(kPauseNs).poll_ms());
   }
@@ -110,12 +127,16 @@ Result<std::unique_ptr<TcpStoreClient>> connect_to_job_store(const LaunchInfo& l
         "only, and the connections between ranks prove the secret");
   }
   if (!launch.agent_store) options.secret = Secret(secret);
-  bool told = log == nullptr;
+  bool told = log == nullptr, told_waiting = told;
+  const Deadline patience = Deadline::after(kPatienceNs);
   const auto find_addresses = [&](Deadline until) {
     auto addresses = job_store_addresses(launch, until);
-    // Names of pods and nodes come late; a wrong one would be minutes of silence.
-    if (!addresses && addresses.error().code() == Code::kNotFound && !std::exchange(told, true)) {
-      log->warning(addresses.error().message() + "; asked for again until the deadline");
+    if (!addresses && addresses.error().code() == Code::kNotFound) {
+      tell_unresolved(addresses.error(), log, &told);
+    } else if (addresses && patience.passed() && !std::exchange(told_waiting, true)) {
+      log->info(fmt::format("rank {}: still waiting for the store at {}, which {} serves",
+                            launch.rank, addresses->front().text,
+                            launch.agent_store ? "torchrun's agent" : "rank 0"));
     }
     return addresses;
   };

@@ -21,26 +21,6 @@ std::string seen(const GroupOptions& options) {
                      number(options.local_world_size));
 }
 
-Result<int> parse_number(const std::string& name, const std::string& text, int lowest,
-                         int highest) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error == std::errc::invalid_argument || end != text.data() + text.size()) {
-    return Error(Code::kInvalidArgument, fmt::format("{}={} is not a number", name, quote(text)));
-  }
-  if (error == std::errc::result_out_of_range || value < lowest || value > highest) {
-    return Error(Code::kInvalidArgument,
-                 fmt::format("{}={} is outside {} to {}", name, quote(text), lowest, highest));
-  }
-  return value;
-}
-
-// -1 when the variable is unset.
-Result<int> number_of(const Variable& variable, int lowest, int highest) {
-  if (!variable.value) return -1;
-  return parse_number(variable.name, *variable.value, lowest, highest);
-}
-
 // What came from where, before anything is derived; -1 and "" are unset.
 struct Found {
   int rank = -1, world_size = -1, local_rank = -1, local_world_size = -1;
@@ -60,6 +40,23 @@ Error contradiction(const Found& found, const std::string& what) {
   return Error(Code::kInvalidArgument, fmt::format("{} ({})", what, found.seen));
 }
 
+// -1 when the variable is unset.
+Result<int> number_of(const Found& found, const Variable& variable, int lowest, int highest) {
+  if (!variable.value) return -1;
+  const std::string& text = *variable.value;
+  if (text.empty()) return contradiction(found, variable.name + " is empty, which is no number");
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error == std::errc::invalid_argument || end != text.data() + text.size()) {
+    return contradiction(found, fmt::format("{}={} is not a number", variable.name, quote(text)));
+  }
+  if (error == std::errc::result_out_of_range || value < lowest || value > highest) {
+    return contradiction(found, fmt::format("{}={} is outside {} to {}", variable.name, quote(text),
+                                            lowest, highest));
+  }
+  return value;
+}
+
 Status read_options(const GroupOptions& options, Found* found) {
   found->rank = options.rank;
   found->world_size = options.world_size;
@@ -77,10 +74,10 @@ Status read_options(const GroupOptions& options, Found* found) {
 Status read_set(const LauncherSet& set, Found* found) {
   found->set = set;
   found->seen = set.seen();
-  AMXT_ASSIGN(found->rank, number_of(set.rank, 0, INT32_MAX));
-  AMXT_ASSIGN(found->world_size, number_of(set.world_size, 1, INT32_MAX));
-  AMXT_ASSIGN(found->local_rank, number_of(set.local_rank, 0, INT32_MAX));
-  AMXT_ASSIGN(found->nodes, number_of(set.nodes, 1, INT32_MAX));
+  AMXT_ASSIGN(found->rank, number_of(*found, set.rank, 0, INT32_MAX));
+  AMXT_ASSIGN(found->world_size, number_of(*found, set.world_size, 1, INT32_MAX));
+  AMXT_ASSIGN(found->local_rank, number_of(*found, set.local_rank, 0, INT32_MAX));
+  AMXT_ASSIGN(found->nodes, number_of(*found, set.nodes, 1, INT32_MAX));
   if (found->rank < 0 || found->world_size < 0) {
     return contradiction(*found,
                          fmt::format("the launcher's variables are incomplete: {} is unset",
@@ -93,10 +90,10 @@ Status read_set(const LauncherSet& set, Found* found) {
 Status read_local_size(const LauncherSet& set, Found* found) {
   const Variable& size = set.local_size;
   if (size.name != "SLURM_STEP_TASKS_PER_NODE" || !size.value) {
-    AMXT_ASSIGN(found->local_world_size, number_of(size, 1, INT32_MAX));
+    AMXT_ASSIGN(found->local_world_size, number_of(*found, size, 1, INT32_MAX));
     return {};
   }
-  AMXT_ASSIGN(const int node, number_of(set.node, 0, INT32_MAX));
+  AMXT_ASSIGN(const int node, number_of(*found, set.node, 0, INT32_MAX));
   long long tasks = 0;
   found->local_world_size = tasks_of_node(*size.value, std::max(node, 0), &tasks);
   if (found->local_world_size < 0) {
@@ -111,7 +108,8 @@ Status read_local_size(const LauncherSet& set, Found* found) {
   return {};
 }
 
-// A PyTorchJob sets the variables of torchrun, but no local ones; with several processes a pod they are the pod's, for torchrun to make ranks of.
+// A PyTorchJob sets the variables of torchrun, but no local ones; with several processes a pod they are the pod's,
+// for torchrun to make ranks of.
 Status check_pod(const Environment& environment, const LauncherSet& set, const Found& found) {
   const auto processes = environment("PET_NPROC_PER_NODE");
   if (!processes || !set.is_rank_family() || found.local_rank >= 0) return {};
@@ -158,9 +156,15 @@ Status read_master(const Environment& environment, const GroupOptions& options, 
   const Variable port = variable("MASTER_PORT", &LauncherSet::port);
   found->master_address =
       options.master_address.empty() ? address.value.value_or("") : options.master_address;
+  if (found->master_address.starts_with('[')) {
+    const bool is_option = !options.master_address.empty();
+    return contradiction(
+        *found, fmt::format("{} {}: an IPv6 address is written without brackets here, as ::1",
+                            is_option ? "address" : address.name, quote(found->master_address)));
+  }
   found->master_port = options.master_port;
   if (found->master_port < 0) {
-    AMXT_ASSIGN(found->master_port, number_of(port, 1, 65535));
+    AMXT_ASSIGN(found->master_port, number_of(*found, port, 1, 65535));
   }
   // MASTER_PORT may override the port of a launcher that has none; otherwise both or neither.
   const bool in_part = found->master_address.empty() != (found->master_port < 0);

@@ -109,7 +109,8 @@ std::vector<int> Meeting::missing(uint64_t number) const {
   return ranks;
 }
 
-std::optional<Error> Meeting::give_up(int rank, uint64_t number, Collective collective, Code why) {
+std::optional<Error> Meeting::give_up(int rank, uint64_t number, const std::string& what,
+                                      Code why) {
   const std::lock_guard lock(mutex_);
   if (closed_ || number <= opened_) return std::nullopt;
   if (why == Code::kCancelled) {
@@ -121,7 +122,7 @@ std::optional<Error> Meeting::give_up(int rank, uint64_t number, Collective coll
   for (const int other : late) who += (who.empty() ? "" : ", ") + name_(other);
   if (who.empty()) who = "the last rank";  // it is on its way
   return Error(Code::kCommTimeout, fmt::format("{} did not arrive at {} within the deadline of {}",
-                                               who, a_collective(collective), name_(rank)))
+                                               who, what, name_(rank)))
       .with_rank(late.empty() ? -1 : late.front());
 }
 

@@ -36,8 +36,9 @@ class Meeting {
   Status arrive(int rank, Collective collective, uint64_t number, const std::string& payloads);
   // A rank is there and waits for the others of its node.
   void waits(int rank, uint64_t number);
-  // A rank can't wait any more: none, when it has opened already or anything is closed; else what the group ends with.
-  std::optional<Error> give_up(int rank, uint64_t number, Collective collective, Code why);
+  // A rank can't wait any more for what it calls `what`: none, when it has opened already or anything is closed; else what the group ends
+  // with.
+  std::optional<Error> give_up(int rank, uint64_t number, const std::string& what, Code why);
   // How many have opened.
   uint64_t close();
 

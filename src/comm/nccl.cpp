@@ -2,10 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "base/dynamic_library.h"
 #include "base/text.h"
@@ -31,39 +28,33 @@ Result<std::unique_ptr<Library>> load(const std::string& name) {
   AMXT_ASSIGN(library->file, DynamicLibrary::open(name));
   Nccl& table = library->table;
   table.path = library->file.path();
-  const char* missing = nullptr;
-  const auto required = [&](const char* symbol, auto* function) {
-    if (!library->file.load(symbol, function) && missing == nullptr) missing = symbol;
-  };
+  RequiredFunctions required(&library->file);
   // The version first: an old library is best told by its number, not by what it lacks.
-  required("ncclGetVersion", &table.GetVersion);
-  if (missing == nullptr && table.GetVersion(&table.version_code) == kNcclSuccess &&
+  required.load("ncclGetVersion", &table.GetVersion);
+  if (required.check() && table.GetVersion(&table.version_code) == kNcclSuccess &&
       table.version_code < kOldest) {
     return Error(Code::kUnsupported,
                  fmt::format("{} is NCCL {}, and {} or newer is needed", quote(table.path),
                              table.version(), version_text(kOldest)));
   }
-  required("ncclGetUniqueId", &table.GetUniqueId);
-  required("ncclCommInitRankConfig", &table.CommInitRankConfig);
-  required("ncclCommGetAsyncError", &table.CommGetAsyncError);
-  required("ncclCommFinalize", &table.CommFinalize);
-  required("ncclCommDestroy", &table.CommDestroy);
-  required("ncclCommAbort", &table.CommAbort);
-  required("ncclGetErrorString", &table.GetErrorString);
-  required("ncclGetLastError", &table.GetLastError);
-  required("ncclGroupStart", &table.GroupStart);
-  required("ncclGroupEnd", &table.GroupEnd);
-  required("ncclAllReduce", &table.AllReduce);
-  required("ncclBroadcast", &table.Broadcast);
-  required("ncclReduce", &table.Reduce);
-  required("ncclAllGather", &table.AllGather);
-  required("ncclReduceScatter", &table.ReduceScatter);
-  required("ncclSend", &table.Send);
-  required("ncclRecv", &table.Recv);
-  if (missing != nullptr) {
-    return Error(Code::kUnsupported,
-                 fmt::format("{} has no function {}", quote(table.path), missing));
-  }
+  required.load("ncclGetUniqueId", &table.GetUniqueId);
+  required.load("ncclCommInitRankConfig", &table.CommInitRankConfig);
+  required.load("ncclCommGetAsyncError", &table.CommGetAsyncError);
+  required.load("ncclCommFinalize", &table.CommFinalize);
+  required.load("ncclCommDestroy", &table.CommDestroy);
+  required.load("ncclCommAbort", &table.CommAbort);
+  required.load("ncclGetErrorString", &table.GetErrorString);
+  required.load("ncclGetLastError", &table.GetLastError);
+  required.load("ncclGroupStart", &table.GroupStart);
+  required.load("ncclGroupEnd", &table.GroupEnd);
+  required.load("ncclAllReduce", &table.AllReduce);
+  required.load("ncclBroadcast", &table.Broadcast);
+  required.load("ncclReduce", &table.Reduce);
+  required.load("ncclAllGather", &table.AllGather);
+  required.load("ncclReduceScatter", &table.ReduceScatter);
+  required.load("ncclSend", &table.Send);
+  required.load("ncclRecv", &table.Recv);
+  AMXT_TRY(required.check());
   return library;
 }
 
@@ -79,21 +70,11 @@ std::string Nccl::text(NcclResult result, NcclComm comm) const {
 }
 
 Result<const Nccl*> open_nccl(const std::string& name) {
-  static std::mutex mutex;
-  // Never closed: NCCL has threads of its own, and a host may use it too.
-  static auto* const opened = new std::map<std::string, std::unique_ptr<Library>>();
-  const std::lock_guard lock(mutex);
-  std::unique_ptr<Library>& slot = (*opened)[name];
-  if (!slot) {
-    AMXT_ASSIGN(slot, load(name));
-  }
-  return &slot->table;
+  AMXT_ASSIGN(const Library* const library, load_once(name, load));
+  return &library->table;
 }
 
-std::string nccl_library_name() {
-  const char* wished = std::getenv("AMXTRAIN_NCCL_LIBRARY");
-  return wished != nullptr && *wished != '\0' ? wished : "libnccl.so.2";
-}
+std::string nccl_library_name() { return library_name("AMXTRAIN_NCCL_LIBRARY", "libnccl.so.2"); }
 
 int nccl_type(DType dtype) {
   switch (dtype) {

@@ -49,14 +49,15 @@ std::string get_text(const char (&from)[size]) {
   return std::string(from, strnlen(from, size));
 }
 
-// Everyone's T, by rank.
+// Everyone's T, by rank, at the start of NCCL: with the first call in device memory.
 template <typename T>
-Result<std::vector<T>> exchange(Collectives& host, const T& own,
-                                const Collectives::Limits& limits) {
+Result<std::vector<T>> first_exchange(Collectives& host, const T& own,
+                                      const Collectives::Limits& limits) {
   static_assert(std::is_trivially_copyable_v<T>);
   std::vector<T> all(static_cast<size_t>(host.size()));
-  const std::vector<int64_t> counts(all.size(), sizeof(T));
-  AMXT_TRY(host.all_gather(&own, all.data(), counts, DType::kU8, limits));
+  CollectiveCall call{"the first call"};
+  call.on_device = true;
+  AMXT_TRY(host.exchange(call, &own, all.data(), sizeof own, limits));
   return all;
 }
 
@@ -92,7 +93,7 @@ struct NcclCollectives::Call {
   int32_t op = -1;
   int32_t root = -1;
   int32_t reserved = 0;
-  int64_t count = 0;
+  int64_t count = CollectiveCall::kNone;
   uint64_t parts = 0;  // hash of the counts of all ranks
 
   Call(std::string_view what, int64_t elements, DType type) : count(elements) {
@@ -101,11 +102,16 @@ struct NcclCollectives::Call {
   }
   Call() = default;
 
-  bool operator==(const Call& other) const { return std::memcmp(this, &other, sizeof *this) == 0; }
-  std::string text() const {
-    const std::string called = get_text(name);
-    return CollectiveCall{called.c_str(), static_cast<DType>(dtype), op, root, count, parts}.text();
+  // `name` lives in this one.
+  CollectiveCall as_collective() const {
+    return {name, static_cast<DType>(dtype), op, root, count, parts};
   }
+  CollectiveCall on_device() const {
+    CollectiveCall call = as_collective();
+    call.on_device = true;
+    return call;
+  }
+  std::string text() const { return as_collective().text(); }
 };
 
 struct NcclCollectives::Offer {
@@ -178,7 +184,7 @@ Result<NcclUniqueId> NcclCollectives::agree_on_id(const Status& own, const Limit
     offer.code = static_cast<int32_t>(made.error().code());
     put_text(offer.error, made.error().message());
   }
-  AMXT_ASSIGN(const std::vector<Offer> all, exchange(*host_, offer, limits));
+  AMXT_ASSIGN(const std::vector<Offer> all, first_exchange(*host_, offer, limits));
   for (int r = 0; r < size(); ++r) {
     const Offer& other = all[static_cast<size_t>(r)];
     if (other.code != 0) {
@@ -248,7 +254,7 @@ Status NcclCollectives::connect(const NcclUniqueId& id, const Limits& limits) {
       own.code = static_cast<int32_t>(failed->code());
       put_text(own.error, failed->message());
     }
-    auto exchanged = exchange(*host_, own, told);
+    auto exchanged = first_exchange(*host_, own, told);
     if (!exchanged) {
       end_communicator();
       return std::move(exchanged).error();
@@ -349,31 +355,21 @@ void NcclCollectives::end_communicator() {
 // All ranks come here with the same call, or none of them goes on.
 Status NcclCollectives::agree(const Call& call, const Limits& limits) {
   AMXT_TRY(usable());
-  auto exchanged = exchange(*host_, call, limits);
-  if (!exchanged) return fail(std::move(exchanged).error());
-  const Call& first = exchanged->front();
-  for (int r = 1; r < size(); ++r) {
-    const Call& other = (*exchanged)[static_cast<size_t>(r)];
-    if (other == first) continue;
-    Call alike = other;
-    alike.parts = first.parts;
-    return fail(
-        Error(Code::kCommProtocol,
-              fmt::format("the ranks disagree: rank 0 calls {}, rank {} calls {}{}", first.text(),
-                          r, other.text(), alike == first ? " with other counts per rank" : ""))
-            .with_rank(r));
+  if (Status same = host_->exchange(call.on_device(), nullptr, nullptr, 0, limits); !same) {
+    return fail(std::move(same).error());
   }
   return {};
 }
 
-Status NcclCollectives::agree_counts(std::span<const int64_t> send,
+Status NcclCollectives::agree_counts(DType dtype, std::span<const int64_t> send,
                                      std::span<const int64_t> receive, const Limits& limits) {
   const auto world = static_cast<size_t>(size());
   std::vector<int64_t> own(send.begin(), send.end());
   own.insert(own.end(), receive.begin(), receive.end());
   std::vector<int64_t> all(2 * world * world);
-  const std::vector<int64_t> counts(world, static_cast<int64_t>(2 * world));
-  if (Status status = host_->all_gather(own.data(), all.data(), counts, DType::kI64, limits);
+  Call call("all_to_all", CollectiveCall::kVaries, dtype);
+  if (Status status = host_->exchange(call.on_device(), own.data(), all.data(),
+                                      static_cast<int64_t>(own.size() * sizeof(int64_t)), limits);
       !status) {
     return fail(std::move(status).error());
   }
@@ -552,9 +548,9 @@ Status NcclCollectives::broadcast(void* data, int64_t count, DType dtype, int ro
 Status NcclCollectives::all_to_all(const void* send, std::span<const int64_t> send_counts,
                                    void* receive, std::span<const int64_t> receive_counts,
                                    DType dtype, const Limits& limits) {
-  Call call("all_to_all", 0, dtype);
+  const Call call("all_to_all", CollectiveCall::kVaries, dtype);
   AMXT_TRY(agree(call, limits));
-  AMXT_TRY(agree_counts(send_counts, receive_counts, limits));
+  AMXT_TRY(agree_counts(dtype, send_counts, receive_counts, limits));
   return enqueue(call, limits, [&] {
     return grouped([&](auto add) {
       int64_t out = 0, in = 0;

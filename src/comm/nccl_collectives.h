@@ -9,9 +9,9 @@
 // the host's on that stream. send() and receive() of two ranks may be enqueued at different times.
 //
 // Thread-safety: as Collectives; synchronize() counts as a call. Invariants: NCCL's calls never block (its communicator is made so, and
-// polled with our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same ranks;
-// the context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own width, also
-// for kAvg.
+// polled with our deadline); after an error, a deadline or a cancel the communicator is aborted, dead, and so is the host's of the same
+// ranks; the context of the stream is current during NCCL's calls and the caller's own again after them. Integers are added in their own
+// width, also for kAvg.
 #pragma once
 
 #include <array>
@@ -77,6 +77,11 @@ class NcclCollectives final : public Collectives {
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   // Of the hosts and their streams: all have come here, and what they had enqueued is done.
   Status barrier(const Limits& limits) override;
+  // Of host memory.
+  Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                  const Limits& limits) override {
+    return host_->exchange(call, own, all, bytes, limits);
+  }
   // By the host's communicator; the new one begins on the same stream.
   Result<std::unique_ptr<Collectives>> split(int color, int key, const Limits& limits) override;
 
@@ -101,7 +106,7 @@ class NcclCollectives final : public Collectives {
   std::optional<Error> connecting_error(const Limits& limits, bool* ready);
 
   Status agree(const Call& call, const Limits& limits);
-  Status agree_counts(std::span<const int64_t> send, std::span<const int64_t> receive,
+  Status agree_counts(DType dtype, std::span<const int64_t> send, std::span<const int64_t> receive,
                       const Limits& limits);
   template <typename Body>
   Status enqueue(const Call& call, const Limits& limits, Body&& body);

@@ -125,22 +125,19 @@ class Session {
 
  private:
   bool load() {
-    const char* absent = nullptr;
-    const auto required = [&](const char* name, auto* function) {
-      if (!library_.load(name, function) && absent == nullptr) absent = name;
-    };
+    RequiredFunctions required(&library_);
+    required.load("nvmlInit_v2", &f_.init);
+    required.load("nvmlShutdown", &f_.shutdown);
+    required.load("nvmlErrorString", &f_.error_text);
+    required.load("nvmlDeviceGetCount_v2", &f_.count);
+    required.load("nvmlDeviceGetHandleByIndex_v2", &f_.handle);
+    if (const auto whole = required.check(); !whole) {
+      survey_.reason = whole.error().message();
+      return false;
+    }
     const auto optional = [&](const char* name, auto* function) {
       if (!library_.load(name, function)) survey_.missing.emplace_back(name);
     };
-    required("nvmlInit_v2", &f_.init);
-    required("nvmlShutdown", &f_.shutdown);
-    required("nvmlErrorString", &f_.error_text);
-    required("nvmlDeviceGetCount_v2", &f_.count);
-    required("nvmlDeviceGetHandleByIndex_v2", &f_.handle);
-    if (absent != nullptr) {
-      survey_.reason = fmt::format("{} has no function {}", quote(library_.path()), absent);
-      return false;
-    }
     optional("nvmlSystemGetDriverVersion", &f_.driver_version);
     optional("nvmlSystemGetNVMLVersion", &f_.nvml_version);
     optional("nvmlDeviceGetName", &f_.name);
@@ -311,8 +308,7 @@ const char* gpu_p2p_text(GpuP2p status) {
 }
 
 std::string nvml_library_name() {
-  const char* wished = std::getenv("AMXTRAIN_NVML_LIBRARY");
-  return wished != nullptr && *wished != '\0' ? wished : "libnvidia-ml.so.1";
+  return library_name("AMXTRAIN_NVML_LIBRARY", "libnvidia-ml.so.1");
 }
 
 GpuSurvey survey_gpus(const std::string& library) {

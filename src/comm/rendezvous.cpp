@@ -29,7 +29,10 @@ namespace {
 constexpr int kFirstPauseMs = 5, kLongestPauseMs = 100;
 constexpr int64_t kForeignGraceNs = 5'000'000'000;
 constexpr int64_t kLastWordsNs = 300'000'000;
-constexpr int64_t kLookNs = 2'000'000'000;  // at who has the port
+constexpr int64_t kLookNs =
+    2'000'000'000;  // at who has the port, or whether a store asks for no secret
+constexpr int64_t kFarewellNs = 3'000'000'000;  // of a rank 0 that can't start, to those who come
+constexpr int64_t kFirstTellNs = 5'000'000'000, kNextTellNs = 60'000'000'000;  // whom it waits for
 
 std::string read_word(const char* path) {
   char bytes[128];
@@ -49,6 +52,32 @@ std::string this_machine() {
 
 std::string number_list(const std::vector<int>& numbers) {
   return fmt::format("{}", fmt::join(numbers, ", "));
+}
+
+// The first few.
+std::string short_list(const std::vector<int>& numbers) {
+  constexpr size_t kMost = 16;
+  if (numbers.size() <= kMost) return number_list(numbers);
+  return fmt::format("{} and {} more", number_list({numbers.begin(), numbers.begin() + kMost}),
+                     numbers.size() - kMost);
+}
+
+// Leaves a note in the job's store, if there is one soon that asks for no secret. What ends this rank: the note that was there already, or
+// else `error`.
+Error tell_openly(const LaunchInfo& launch, Error error, Deadline deadline) {
+  const Deadline soon = deadline.earlier(Deadline::after(kLookNs));
+  auto store = connect_to_job_store(launch, Secret(), nullptr, soon);
+  if (!store) return error;
+  EntryList list(*std::move(store), launch.run_id);
+  std::optional<Error> note;
+  if (!launch.agent_store) {  // an agent's may hold those of earlier attempts
+    (void)list.read_new(soon, [&](int64_t, std::string_view text) {
+      if (!note) note = parse_note(text);
+    });
+  }
+  if (note) return *std::move(note);
+  list.leave_note(error, soon);
+  return error;
 }
 
 class Gatherer {
@@ -90,13 +119,15 @@ class Gatherer {
     }
     AMXT_TRY(introductions_.listen());
     if (own().rank == 0 && !launch_.agent_store) {
-      auto server = serve_job_store(launch_, introductions_.secret(), deadline_);
+      auto server = serve_job_store(launch_, introductions_.secret(), log_, deadline_);
       if (!server) return who_has_the_port(std::move(server).error());
       server_ = std::move(*server);
     }
-    AMXT_ASSIGN(auto store,
-                connect_to_job_store(launch_, introductions_.secret(), log_, deadline_));
-    AMXT_TRY(publish(std::move(store)));
+    auto store = connect_to_job_store(launch_, introductions_.secret(), log_, deadline_);
+    if (!store) return without_common_secret(std::move(store).error());
+    if (auto published = publish(*std::move(store)); !published) {
+      return last_words(std::move(published).error());
+    }
     AMXT_TRY(meet_all());
     // Nobody comes any more. All listeners are closed before anyone can start a next group, so that none is taken for this one.
     introductions_.close();
@@ -141,10 +172,21 @@ class Gatherer {
       if (!read) return last_words(std::move(read).error());
       AMXT_TRY(try_to_connect());
       AMXT_ASSIGN(const bool moved, step(pause_ms));
+      tell_refused();
+      tell_whom_it_waits_for();
       pause_ms = moved ? kFirstPauseMs : std::min(2 * pause_ms, kLongestPauseMs);
       AMXT_TRY(check_foreign());
     }
     return {};
+  }
+
+  // A store that has no secret to prove takes a note of it, so that all hear of it at once.
+  Error without_common_secret(Error refused) {
+    if (refused.code() != Code::kUnsupported) return refused;
+    Error one_sided(
+        Code::kMismatch,
+        fmt::format("{} has a secret (AMXTRAIN_SECRET_FILE), rank 0 has none", rank_text(own())));
+    return tell_openly(launch_, std::move(one_sided).with_rank(0), deadline_);
   }
 
   // Mostly another program; or a second rank 0, which serves a store as this one would have and is told apart by meeting it there.
@@ -271,6 +313,14 @@ class Gatherer {
                                    missing.size() == 1 ? "rank" : "ranks", number_list(missing),
                                    number_list(seen));
     text += introductions_.why_not_met(missing);
+    if (const auto refused = server_ ? server_->refused() : TcpStoreServer::Refused();
+        refused.count > 0) {
+      text += fmt::format(
+          "; {} {} refused because {} did not prove the secret "
+          "(AMXTRAIN_SECRET_FILE), the last from {}",
+          counted(refused.count, "connection"), refused.count == 1 ? "was" : "were",
+          refused.count == 1 ? "it" : "they", refused.last_ip);
+    }
     const bool is_heard = introductions_.listens_at_address();
     if (launch_.spans_nodes() && is_heard && is_loopback(introductions_.address())) {
       text += fmt::format(
@@ -290,12 +340,35 @@ class Gatherer {
         .with_rank(waiting.front());
   }
 
+  // At once, for it may be a rank; once, for it may be anybody.
+  void tell_refused() {
+    if (has_told_refused_ || !server_ || log_ == nullptr) return;
+    const TcpStoreServer::Refused refused = server_->refused();
+    if (refused.count == 0) return;
+    has_told_refused_ = true;
+    log_->warning(fmt::format(
+        "rank 0: refused a connection from {} that did not prove the secret "
+        "(AMXTRAIN_SECRET_FILE): of a stranger, or of a rank that has another one or none",
+        refused.last_ip));
+  }
+
+  // Rank 0's part: it is where people look first.
+  void tell_whom_it_waits_for() {
+    if (own().rank != 0 || log_ == nullptr || !tell_next_.passed()) return;
+    tell_next_ = Deadline::after(kNextTellNs);
+    const std::vector<int> missing = assembly_.ranks(false);
+    log_->info(fmt::format("rank 0: waiting for {} {} of {} at {}",
+                           missing.size() == 1 ? "rank" : "ranks", short_list(missing),
+                           own().world_size, list_->address()));
+  }
+
   // The store went away: mostly because rank 0, which serves it, did, and has said why on another way.
   Status last_words(Error error) {
     const Deadline until = deadline_.earlier(Deadline::after(kLastWordsNs));
     while (!until.passed()) AMXT_TRY(step(20));
     if (!launch_.agent_store && error.code() == Code::kIo) {
-      return Error(error.code(), error.message() + " (rank 0 serves it)", error.sys_errno());
+      return Error(error.code(), "rank 0 has ended, which serves the store: " + error.message(),
+                   error.sys_errno());
     }
     return error;
   }
@@ -336,7 +409,30 @@ class Gatherer {
   Assembly assembly_;
   std::vector<Foreign> foreign_;
   std::optional<Error> note_;  // that another rank left
+  bool has_told_refused_ = false;
+  Deadline tell_next_ = Deadline::after(kFirstTellNs);
 };
+
+// This rank can't start. Where the store asks for no secret the others hear why; a store that asks for one counts a refusal and says so,
+// for a word without proof must end nothing. Rank 0 serves a store of the first kind until all came, or for a while.
+Error without_own_secret(const LaunchInfo& launch, const Identity& own, Error error,
+                         Deadline deadline) {
+  Error told = Error(error.code(), fmt::format("{} gave up: {}", rank_text(own), error.message()))
+                   .with_rank(own.rank);
+  std::unique_ptr<TcpStoreServer> server;
+  if (own.rank == 0 && !launch.agent_store) {
+    auto served = serve_job_store(launch, Secret(), nullptr, Deadline::after(0));
+    if (!served) return error;
+    server = std::move(*served);
+  }
+  (void)tell_openly(launch, std::move(told), deadline);
+  const Deadline farewell = deadline.earlier(Deadline::after(kFarewellNs));
+  while (server && server->asked_for_secret() + 1 < launch.world_size && !farewell.passed()) {
+    poll(nullptr, 0, kLongestPauseMs);
+  }
+  if (server) poll(nullptr, 0, deadline.earlier(Deadline::after(kLastWordsNs)).poll_ms());
+  return error;
+}
 
 }  // namespace
 
@@ -359,7 +455,11 @@ Result<Gathering> gather(const LaunchInfo& launch, const GroupOptions& options, 
   AMXT_ASSIGN(self.identity, own_identity(launch, options));
   AMXT_ASSIGN(self.proof, Handshake::make_proof(self.identity.nonce));
   if (!launch.secret_file.empty()) {
-    AMXT_ASSIGN(self.secret, load_secret(launch.secret_file));
+    auto secret = load_secret(launch.secret_file);
+    if (!secret)
+      return without_own_secret(launch, self.identity, std::move(secret).error(), deadline);
+    self.secret = *std::move(secret);
+    self.nonces_are_secret = !launch.agent_store;
   }
   return Gatherer(launch, std::move(self), log, deadline).run();
 }

@@ -86,7 +86,8 @@ void Secret::wipe() {
 Result<Secret> load_secret(const std::string& path) {
   auto secret = read_secret(path);
   if (!secret) {
-    return std::move(secret).error().in(fmt::format("secret file {}", quote(path)));
+    return std::move(secret).error().in(
+        fmt::format("secret file {} (AMXTRAIN_SECRET_FILE)", quote(path)));
   }
   return secret;
 }

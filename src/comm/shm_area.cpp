@@ -15,8 +15,8 @@ namespace {
 constexpr int64_t kSpinNs = 50'000;
 constexpr int64_t kLookNs = 100'000'000;       // a sleeping member looks around this often
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
-// Of a member. Who fills a slot for round r has seen all others fill theirs for r - 1, and so has passed what they do of r - 4 and before: nobody needs
-// to wait until a slot is free.
+// Of a member. Who fills a slot for round r has seen all others fill theirs for r - 1, and so has passed what they do of r - 4 and before:
+// nobody needs to wait until a slot is free.
 constexpr int kSlots = 4;
 constexpr int64_t kLine = 64;
 constexpr int64_t kRingsBytes = int64_t{2} << 20;  // of all pairs together
@@ -62,7 +62,31 @@ void move_bytes(void* to, const void* from, int64_t bytes, bool around = false) 
   }
 }
 
+bool is_broken(uint64_t gate) { return (gate & 1) != 0; }
+
+// Puts a value somewhere for as long as it lives.
+class UnderWay {
+ public:
+  UnderWay(uint64_t* place, uint64_t number) : place_(place), before_(*place) { *place = number; }
+  ~UnderWay() { *place_ = before_; }
+  UnderWay(const UnderWay&) = delete;
+  UnderWay& operator=(const UnderWay&) = delete;
+
+ private:
+  uint64_t* const place_;
+  const uint64_t before_;
+};
+
 }  // namespace
+
+Error as_told(const Error& error, int rank) {
+  // What the others would find alike, or what ended the group, stays as it is.
+  if (error.code() == Code::kCommProtocol || error.code() == Code::kCommPeerLost ||
+      error.code() == Code::kCommAborted)
+    return error;
+  return Error(Code::kCommAborted, fmt::format("rank {} gave up: {}", rank, error.message()))
+      .with_rank(rank);
+}
 
 const char* reduce_op_name(ReduceOp op) {
   switch (op) {
@@ -78,13 +102,6 @@ const char* reduce_op_name(ReduceOp op) {
   return "unknown";
 }
 
-std::string CollectiveCall::text() const {
-  std::string text = fmt::format("{} of {} {}", name, count, dtype_name(dtype));
-  if (op >= 0) text += fmt::format(", {}", reduce_op_name(static_cast<ReduceOp>(op)));
-  if (root >= 0) text += fmt::format(", root {}", root);
-  return text;
-}
-
 // --- The pool ---------------------------------------------------------------------------------
 
 struct ShmPool::Head {
@@ -94,8 +111,10 @@ struct ShmPool::Head {
 struct ShmArea::Head {
   alignas(kLine) std::atomic<uint32_t> event;  // advanced for those who sleep
   std::atomic<uint32_t> sleepers;
-  std::atomic<int32_t> left;     // members that have gone
-  std::atomic<uint32_t> broken;  // 0, 1 while the reason is written, 2
+  std::atomic<int32_t> left;  // members that have gone
+  // Twice the number of calls that were passed, and one more when the area is broken: whether a call was passed is decided once for all.
+  alignas(kLine) std::atomic<uint64_t> gate;
+  std::atomic<uint32_t> has_reason;  // why it is broken
   int32_t code, rank;
   char reason[480];
 };
@@ -103,9 +122,9 @@ struct ShmArea::Head {
 // A call as the members see it: plain memory, names cut.
 struct ShmArea::Wire {
   char name[24];
-  int32_t dtype, op, root;
+  int32_t dtype, op, root, on_device, color, key;
   int64_t count;
-  uint64_t parts;
+  uint64_t parts, digest;
 
   static Wire of(const CollectiveCall& call) {
     Wire wire{};
@@ -113,22 +132,23 @@ struct ShmArea::Wire {
     wire.dtype = static_cast<int32_t>(call.dtype);
     wire.op = call.op;
     wire.root = call.root;
+    wire.on_device = call.on_device ? 1 : 0;
+    wire.color = call.color;
+    wire.key = call.key;
     wire.count = call.count;
     wire.parts = call.parts;
+    wire.digest = call.digest();
     return wire;
   }
   bool operator==(const Wire& other) const {
-    return std::strncmp(name, other.name, sizeof name) == 0 && dtype == other.dtype &&
-           op == other.op && root == other.root && count == other.count && parts == other.parts;
+    return digest == other.digest && parts == other.parts;
   }
   std::string text() const {
-    CollectiveCall call;
     const std::string cut(name, strnlen(name, sizeof name));
-    call.name = cut.c_str();
-    call.dtype = static_cast<DType>(dtype);
-    call.op = op;
-    call.root = root;
-    call.count = count;
+    CollectiveCall call{cut.c_str(), static_cast<DType>(dtype), op, root, count};
+    call.on_device = on_device != 0;
+    call.color = color;
+    call.key = key;
     return call.text();
   }
 };
@@ -144,7 +164,7 @@ struct ShmArea::Channel {
   alignas(kLine) std::atomic<uint64_t> read;
 };
 
-Result<std::shared_ptr<ShmPool>> ShmPool::create(Group& group, Deadline deadline) {
+Result<std::shared_ptr<ShmPool>> ShmPool::create(Group& group, const Limits& limits) {
   std::shared_ptr<ShmPool> pool(new ShmPool(group));
   const int size = group.local_size();
   for (int members = 1; members <= size; ++members)  // a part of the node may take more
@@ -153,7 +173,7 @@ Result<std::shared_ptr<ShmPool>> ShmPool::create(Group& group, Deadline deadline
       static_cast<int>(std::clamp<int64_t>(kPoolBytes / pool->area_bytes_, 2, kMostAreas));
   AMXT_ASSIGN(
       pool->memory_,
-      group.share("collectives", kPoolHeadBytes + pool->areas_ * pool->area_bytes_, deadline));
+      group.share("collectives", kPoolHeadBytes + pool->areas_ * pool->area_bytes_, limits));
   return pool;
 }
 
@@ -225,6 +245,8 @@ std::byte* ShmArea::slot(int member, uint64_t round) const {
   return base_ + slots_offset_ +
          (int64_t{member} * kSlots + static_cast<int64_t>(round % kSlots)) * slot_bytes_;
 }
+bool ShmArea::has_passed(uint64_t gate) const { return gate / 2 > current_; }
+
 std::string ShmArea::name(int member) const {
   return fmt::format("rank {}", ranks_[static_cast<size_t>(member)]);
 }
@@ -238,27 +260,42 @@ Error ShmArea::die(Error error) {
 Status ShmArea::usable() {
   const std::lock_guard lock(mutex_);
   if (error_) return Error(*error_);
-  return {};
+  if (!is_broken(head().gate.load(std::memory_order_acquire))) return {};
+  error_ = std::make_unique<Error>(broken());
+  return Error(*error_);
 }
 
 Error ShmArea::fail(Error error) {
   Head& shared = head();
-  uint32_t none = 0;
-  if (shared.broken.compare_exchange_strong(none, 1)) {
-    // A rank that gives up is an abort to the others; what they would find alike, or what ended the group, stays as it is.
-    const bool alike = error.code() == Code::kCommProtocol || error.code() == Code::kCommPeerLost ||
-                       error.code() == Code::kCommAborted;
-    shared.code = static_cast<int32_t>(alike ? error.code() : Code::kCommAborted);
-    shared.rank = alike ? error.rank() : ranks_[static_cast<size_t>(member_)];
-    const std::string reason =
-        alike ? error.message() : fmt::format("{} gave up: {}", name(member_), error.message());
-    const size_t length = std::min(reason.size(), sizeof shared.reason - 1);
-    std::memcpy(shared.reason, reason.data(), length);
-    shared.reason[length] = '\0';
-    shared.broken.store(2);
-    shared.event.fetch_add(1);
-    futex_wake_all(&shared.event, FutexScope::kShared);
+  uint64_t gate = shared.gate.load();
+  while (!is_broken(gate) && !shared.gate.compare_exchange_weak(gate, gate | 1)) {
   }
+  return is_broken(gate) ? die(std::move(error)) : explain(std::move(error));
+}
+
+// None when the call was passed before: it ends well then.
+std::optional<Error> ShmArea::give_up(Error error) {
+  Head& shared = head();
+  uint64_t gate = shared.gate.load();
+  do {
+    if (has_passed(gate)) return std::nullopt;
+    if (is_broken(gate)) return die(std::move(error));
+  } while (!shared.gate.compare_exchange_weak(gate, gate | 1));
+  return explain(std::move(error));
+}
+
+// By the one member that broke the area.
+Error ShmArea::explain(Error error) {
+  Head& shared = head();
+  const Error told = as_told(error, ranks_[static_cast<size_t>(member_)]);
+  shared.code = static_cast<int32_t>(told.code());
+  shared.rank = told.rank();
+  const size_t length = std::min(told.message().size(), sizeof shared.reason - 1);
+  std::memcpy(shared.reason, told.message().data(), length);
+  shared.reason[length] = '\0';
+  shared.has_reason.store(1);
+  shared.event.fetch_add(1);
+  futex_wake_all(&shared.event, FutexScope::kShared);
   return die(std::move(error));
 }
 
@@ -266,8 +303,8 @@ Error ShmArea::broken() const {
   const Head& shared = head();
   // Who writes the reason may die over it.
   const Deadline patience = Deadline::after(kLookNs);
-  while (shared.broken.load() != 2 && !patience.passed()) spin_pause();
-  if (shared.broken.load() != 2)
+  while (shared.has_reason.load() == 0 && !patience.passed()) spin_pause();
+  if (shared.has_reason.load() == 0)
     return Error(Code::kCommAborted, "another rank gave the communicator up");
   return Error(static_cast<Code>(shared.code), std::string(shared.reason)).with_rank(shared.rank);
 }
@@ -295,26 +332,31 @@ Status ShmArea::wait(FunctionRef<bool()> ready, FunctionRef<std::string()> missi
         if (ready()) return {};
         spin_pause();
       }
-    } while (monotonic_ns() < until && shared.broken.load(std::memory_order_relaxed) == 0);
+    } while (monotonic_ns() < until && !is_broken(shared.gate.load(std::memory_order_relaxed)));
   }
   for (;;) {
     shared.sleepers.fetch_add(1);
     const uint32_t event = shared.event.load();
     const bool done = ready();
-    if (!done && shared.broken.load() == 0) {
+    const uint64_t gate = shared.gate.load();
+    if (!done && !is_broken(gate)) {
       const Deadline look = Deadline::after(limits.cancel != nullptr ? kCancelLookNs : kLookNs);
       futex_wait(&shared.event, event, FutexScope::kShared, look.earlier(limits.deadline));
     }
     shared.sleepers.fetch_sub(1);
     if (done || ready()) return {};
-    if (shared.broken.load() != 0) return die(broken());
-    if (auto alive = alive_(); !alive) return fail(std::move(alive).error());
-    if (limits.cancel != nullptr && limits.cancel->load(std::memory_order_relaxed))
-      return fail(Error(Code::kCancelled, fmt::format("{} was cancelled", call.text())));
-    if (limits.deadline.passed()) {
-      return fail(Error(Code::kCommTimeout, fmt::format("{} did not end in time: waiting for {}",
+    if (is_broken(gate) && !has_passed(gate)) return die(broken());
+    std::optional<Error> ended;
+    if (auto alive = alive_(); !alive) {
+      ended = give_up(std::move(alive).error());
+    } else if (limits.cancelled()) {
+      ended = give_up(Error(Code::kCancelled, fmt::format("{} was cancelled", call.text())));
+    } else if (limits.deadline.passed()) {
+      ended =
+          give_up(Error(Code::kCommTimeout, fmt::format("{} did not end in time: waiting for {}",
                                                         call.text(), missing())));
     }
+    if (ended) return *std::move(ended);
   }
 }
 
@@ -341,7 +383,7 @@ Status ShmArea::compare(uint64_t call_number) {
   for (int m = 1; m < size_; ++m) {
     const Wire& other = at(m).calls[call_number % 2];
     if (other == first) continue;
-    const bool parts_alone = other.text() == first.text();
+    const bool parts_alone = other.digest == first.digest;
     return fail(
         Error(Code::kCommProtocol,
               fmt::format("the ranks disagree: {} calls {}, {} calls {}{}", name(0), first.text(),
@@ -351,11 +393,24 @@ Status ShmArea::compare(uint64_t call_number) {
   return {};
 }
 
+// Nobody waits for anyone any more in this call: all pass it, or none does.
+Status ShmArea::pass(uint64_t number) {
+  uint64_t gate = 2 * number;
+  if (head().gate.load(std::memory_order_acquire) == gate) {
+    if (head().gate.compare_exchange_strong(gate, gate + 2)) return {};
+  } else {
+    gate = head().gate.load(std::memory_order_acquire);
+  }
+  if (has_passed(gate)) return {};
+  return die(broken());
+}
+
 Status ShmArea::run(const CollectiveCall& call, int64_t rounds, Step copy_in, Step finish,
                     const Step* copy_out, const Limits& limits) {
   AMXT_TRY(usable());
   Member& own = at(member_);
   const uint64_t base = rounds_, number = calls_++;
+  const UnderWay under_way(&current_, number);
   own.calls[number % 2] = Wire::of(call);
   // One stage behind the other, so that the wait of one is covered by the work of the others.
   const int64_t stages = copy_out != nullptr ? 2 : 1;
@@ -368,11 +423,13 @@ Status ShmArea::run(const CollectiveCall& call, int64_t rounds, Step copy_in, St
     if (i >= 1 && i - 1 < rounds) {
       AMXT_TRY(wait_all(&Member::posted, round, call, limits));
       if (i == 1) AMXT_TRY(compare(number));
+      if (copy_out == nullptr && i == rounds) AMXT_TRY(pass(number));
       finish(i - 1);
       if (copy_out != nullptr) advance(own.reduced, round);
     }
     if (copy_out != nullptr && i >= 2) {
       AMXT_TRY(wait_all(&Member::reduced, round - 1, call, limits));
+      if (i == rounds + 1) AMXT_TRY(pass(number));
       (*copy_out)(i - 2);
     }
   }

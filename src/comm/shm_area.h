@@ -1,11 +1,13 @@
 // ShmArea: collectives among the ranks of one node over shared memory, the part that moves the bytes.
 //
-// The idea: each member copies its data into slots of its own, a round at a time, in pieces that stay in the caches, and says so by a counter; the
-// others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
+// The idea: each member copies its data into slots of its own, a round at a time, in pieces that stay in the caches, and says so by a
+// counter; the others reduce or copy from there. Each waits for all others round by round, so that nobody runs far ahead and four slots are
+// enough. Whoever waits spins for at most 50 us, where the cores suffice, then sleeps on a futex.
 //
-// Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first round of a
-// call before all have entered it and said the same about it; no lock lies in shared memory, so that a member may die anywhere; after an
-// error the area is broken for all members, with the reason of the first that failed.
+// Thread-safety: one call at a time, in the same order on all members; send and receive count per pair. Invariants: nobody passes the first
+// round of a call before all have entered it and said the same about it; a call of all members is passed by all or by none, as one word in
+// shared memory decides; no lock lies there, so that a member may die anywhere; after an error the area is broken for all members, with the
+// reason of the first that failed.
 #pragma once
 
 #include <atomic>
@@ -14,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,6 +24,7 @@
 #include "base/dtype.h"
 #include "base/function_ref.h"
 #include "base/result.h"
+#include "comm/collective_call.h"
 #include "comm/collectives.h"
 #include "comm/group.h"
 
@@ -30,7 +34,7 @@ namespace amxt::comm {
 class ShmPool {
  public:
   // Collective on the node.
-  static Result<std::shared_ptr<ShmPool>> create(Group& group, Deadline deadline);
+  static Result<std::shared_ptr<ShmPool>> create(Group& group, const Limits& limits);
 
   Group& group() const { return group_; }
   // An area that nobody uses, by one member for all of them. kLimit when all are in use.
@@ -51,17 +55,8 @@ class ShmPool {
   int areas_ = 0;
 };
 
-// What all members of a call must agree about.
-struct CollectiveCall {
-  const char* name = "";
-  DType dtype = DType::kU8;
-  int32_t op = -1;     // ReduceOp, or none
-  int32_t root = -1;   // or none
-  int64_t count = 0;   // elements in all
-  uint64_t parts = 0;  // hash of the counts of all ranks, or 0
-
-  std::string text() const;
-};
+// The error of a rank that ends a communicator, as the other ranks get it.
+Error as_told(const Error& error, int rank);
 
 class ShmArea {
  public:
@@ -71,8 +66,8 @@ class ShmArea {
   };
   using Limits = Collectives::Limits;
 
-  // `ranks`: how members are called in messages, in the order of members. The area is one that take() gave, and is given back by the last member.
-  // `alive` is asked now and then by whoever waits.
+  // `ranks`: how members are called in messages, in the order of members. The area is one that take() gave, and is given back by the last
+  // member. `alive` is asked now and then by whoever waits.
   ShmArea(std::shared_ptr<ShmPool> pool, int area, std::vector<int> ranks, int member,
           std::function<Status()> alive);
   ~ShmArea();
@@ -135,6 +130,10 @@ class ShmArea {
               const CollectiveCall& call, const Limits& limits);
   void advance(std::atomic<uint64_t>& counter, uint64_t to);
   void wake();
+  Status pass(uint64_t number);
+  bool has_passed(uint64_t gate) const;
+  std::optional<Error> give_up(Error error);
+  Error explain(Error error);
   Error broken() const;
   Error die(Error error);
 
@@ -147,7 +146,8 @@ class ShmArea {
   int64_t slot_bytes_ = 0, ring_bytes_ = 0, slots_offset_ = 0, rings_offset_ = 0;
   bool spins_ = false;
   uint64_t rounds_ = 0, calls_ = 0;
-  std::mutex mutex_;  // of error_
+  uint64_t current_ = UINT64_MAX;  // the call under way that all make
+  std::mutex mutex_;               // of error_
   std::unique_ptr<Error> error_;
 };
 

@@ -40,7 +40,7 @@ Status ShmCollectives::broadcast(void* data, int64_t count, DType dtype, int roo
 Status ShmCollectives::all_to_all(const void* send, std::span<const int64_t> send_counts,
                                   void* receive, std::span<const int64_t> receive_counts,
                                   DType dtype, const Limits& limits) {
-  const CollectiveCall call{"all_to_all", dtype, -1, -1, 0, 0};  // counts differ between ranks
+  const CollectiveCall call{"all_to_all", dtype, -1, -1, CollectiveCall::kVaries};
   return area_->all_to_all(call, send, pieces_of(send_counts), receive, pieces_of(receive_counts),
                            dtype_bytes(dtype), limits);
 }
@@ -58,7 +58,13 @@ Status ShmCollectives::receive(void* data, int64_t count, DType dtype, int peer,
 }
 
 Status ShmCollectives::barrier(const Limits& limits) {
-  return area_->barrier(CollectiveCall{"barrier", DType::kU8, -1, -1, 0, 0}, limits);
+  return area_->barrier(CollectiveCall::barrier(), limits);
+}
+
+Status ShmCollectives::exchange(const CollectiveCall& call, const void* own, void* all,
+                                int64_t bytes, const Limits& limits) {
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), bytes);
+  return area_->gather(call, own, all, pieces_of(counts), 1, limits);
 }
 
 }  // namespace amxt::comm

@@ -148,6 +148,9 @@ bool StoreService::serve_one(Connection& connection, Request& request) {
     case Connection::State::kServed:
       answer(connection, request);
       return request.whole();
+    case Connection::State::kRefused:
+      request.bytes<1>();  // whatever it says
+      return request.whole();
   }
   return false;
 }
@@ -164,6 +167,13 @@ bool StoreService::greet(Connection& connection, Request& request) {
 
 bool StoreService::prove(Connection& connection, Request& request) {
   const auto operation = static_cast<StoreOperation>(request.integer<uint8_t>());
+  if (request.whole() && operation == StoreOperation::kPing) {
+    request.integer<uint32_t>();
+    if (!request.whole()) return false;
+    append_integer(&connection.out_, kStoreAsksForSecret);
+    connection.state_ = Connection::State::kRefused;
+    return true;
+  }
   if (request.whole() && operation != StoreOperation::kProve) request.bad();
   connection.clients_ = request.bytes<kChallengeBytes>();
   if (!request.whole()) return false;
@@ -185,12 +195,9 @@ bool StoreService::judge(Connection& connection, Request& request) {
     return answer_challenge(options_.secret, role, connection.clients_, connection.servers_,
                             kStorePurpose);
   };
-  if (!is_same(answer, right(Role::kClient))) {
-    request.bad();
-    return false;
-  }
-  connection.out_ += text_of(right(Role::kServer));
-  connection.state_ = Connection::State::kServed;
+  const bool is_right = is_same(answer, right(Role::kClient));
+  connection.out_ += text_of(is_right ? right(Role::kServer) : Answer{});
+  connection.state_ = is_right ? Connection::State::kServed : Connection::State::kRefused;
   return true;
 }
 
@@ -253,8 +260,15 @@ void StoreService::answer(Connection& connection, Request& request) {
     case StoreOperation::kBarrier:
       barrier(connection, request);
       break;
-    case StoreOperation::kValidate:
     case StoreOperation::kProve:
+      // Not among what follows a proof.
+      if (options_.secret) return request.bad();
+      request.bytes<kChallengeBytes>();
+      if (!request.whole()) return;
+      connection.has_asked_for_secret_ = true;
+      *out += text_of(Challenge{});
+      return;
+    case StoreOperation::kValidate:
     default:
       return request.bad();
   }

@@ -1,7 +1,7 @@
 // StoreService: what a c10d TCPStore says, without its sockets: the bytes of any number of connections in, the bytes to them out.
 //
 // It trusts nobody: keys, values, requests, what is stored and what is held for connections are bounded; who says something else is
-// dropped, and above the bound on what is held it is the connection that holds most. With a secret, who does not prove it is answered nothing.
+// dropped, and above the bound on what is held it is the connection that holds most. With a secret, who does not prove it is refused.
 // The queues of torch's store (operations 14 to 16) are not served: no part of torch uses them by itself. Not thread-safe.
 #pragma once
 
@@ -31,7 +31,11 @@ class StoreService {
    public:
     std::string_view replies() const { return out_; }
     // For what it said; nothing more is said to it.
-    bool is_dropped() const { return dropped_; }
+    bool is_dropped() const { return dropped_ || (is_refused() && out_.empty()); }
+    // It did not prove the secret; once it has been told so it is dropped.
+    bool is_refused() const { return state_ == State::kRefused; }
+    // It wanted a secret to be proven that is not here.
+    bool has_asked_for_secret() const { return has_asked_for_secret_; }
     // Nothing is begun and nothing is to be taken: it may stay silent, or go, at any time.
     bool is_idle() const { return state_ == State::kServed && in_.empty() && out_.empty(); }
     // It has asked for something that only members of a job ask for: more than a greeting.
@@ -39,7 +43,7 @@ class StoreService {
 
    private:
     friend class StoreService;
-    enum class State { kGreeting, kProving, kAnswering, kServed };
+    enum class State { kGreeting, kProving, kAnswering, kServed, kRefused };
     enum class Wait { kNone, kKeys, kBarrier };
 
     State state_ = State::kGreeting;
@@ -49,7 +53,7 @@ class StoreService {
     std::vector<std::string> awaited_;  // kKeys: all of them; kBarrier: its key
     int64_t world_ = 0;                 // kBarrier
     size_t held_ = 0;
-    bool dropped_ = false, in_use_ = false;
+    bool dropped_ = false, in_use_ = false, has_asked_for_secret_ = false;
   };
 
   explicit StoreService(const Options& options) : options_(options) {}

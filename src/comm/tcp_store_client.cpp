@@ -115,10 +115,8 @@ Result<std::unique_ptr<TcpStoreClient>> TcpStoreClient::try_connect(const Addres
   }
   if (!greeted && greeted.error().code() == Code::kIo) {
     return std::move(greeted).error().in(fmt::format(
-        "store {}: closes new connections: not a c10d TCPStore, one that is full, or {}",
-        address.text,
-        options.secret ? "one without this rank's secret (AMXTRAIN_SECRET_FILE)"
-                       : "one that asks for a secret (AMXTRAIN_SECRET_FILE)"));
+        "store {}: closes new connections: not a c10d TCPStore{}, or one that is full",
+        address.text, options.secret ? " that knows secrets (AMXTRAIN_SECRET_FILE)" : ""));
   }
   if (!greeted) return std::move(greeted).error().in("store " + address.text);
   return client;
@@ -141,6 +139,10 @@ Status TcpStoreClient::prove(Deadline deadline) {
   Challenge servers{};
   AMXT_TRY(receive_all(socket_.get(), reinterpret_cast<char*>(servers.data()), servers.size(),
                        deadline));
+  if (servers == Challenge{}) {
+    return Error(Code::kUnsupported,
+                 "rank 0 has no secret, and this rank has one (AMXTRAIN_SECRET_FILE)");
+  }
   const auto answer = [&](Role role) {
     return answer_challenge(options_.secret, role, clients, servers, kStorePurpose);
   };
@@ -148,12 +150,9 @@ Status TcpStoreClient::prove(Deadline deadline) {
   AMXT_TRY(
       send_all(socket_.get(), {reinterpret_cast<const char*>(own.data()), own.size()}, deadline));
   Answer theirs{};
-  auto received =
-      receive_all(socket_.get(), reinterpret_cast<char*>(theirs.data()), theirs.size(), deadline);
-  // Whoever gives out a challenge asks for a secret, and closes on a wrong one.
-  const bool refused = !received && received.error().code() == Code::kIo;
-  if (!received && !refused) return received;
-  if (refused || !is_same(theirs, answer(Role::kServer))) {
+  AMXT_TRY(
+      receive_all(socket_.get(), reinterpret_cast<char*>(theirs.data()), theirs.size(), deadline));
+  if (!is_same(theirs, answer(Role::kServer))) {
     return Error(Code::kMismatch,
                  "rank 0 does not have the same secret as this rank (AMXTRAIN_SECRET_FILE)");
   }
@@ -169,6 +168,10 @@ Status TcpStoreClient::ping(Deadline deadline) {
   char bytes[sizeof echo];
   AMXT_TRY(receive_all(socket_.get(), bytes, sizeof bytes, deadline));
   std::memcpy(&echo, bytes, sizeof echo);
+  if (echo == kStoreAsksForSecret) {
+    return Error(Code::kMismatch,
+                 "rank 0 asks for a secret, and this rank has none (AMXTRAIN_SECRET_FILE)");
+  }
   if (echo != nonce) {
     return Error(Code::kCommProtocol, fmt::format("not a c10d TCPStore: it answers {}",
                                                   quote(std::string_view(bytes, sizeof bytes))));

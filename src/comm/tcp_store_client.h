@@ -32,7 +32,8 @@ class TcpStoreClient {
   using FindAddresses = std::function<Result<std::vector<Address>>(Deadline deadline)>;
 
   // Tries again, with growing pauses, until the deadline. Errors: nothing listens (kTimeout), accepts and never answers (kTimeout),
-  // answers something else (kCommProtocol), an unknown host (kNotFound), another secret (kMismatch).
+  // answers something else (kCommProtocol), an unknown host (kNotFound), another secret here or none (kMismatch),
+  // none there (kUnsupported); these at once.
   static Result<std::unique_ptr<TcpStoreClient>> connect(const FindAddresses& find_addresses,
                                                          Deadline deadline, const Options& options);
   static Result<std::unique_ptr<TcpStoreClient>> connect(const std::string& host, int port,

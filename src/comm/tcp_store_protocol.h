@@ -18,11 +18,12 @@
 //   kListKeys                                  -> i64 n, n strings
 //   kBarrier    key, i64 world                 -> u8: 0, when it was asked that often with that key
 //
-// Between ranks that share a secret (secret.h), and between no others, a connection's second request is ours alone; before it
-// nothing else is answered, and what follows is as above:
+// A client with a secret (secret.h) makes the second request one that is ours alone; what follows is as above:
 //
-//   kProve      32 bytes: the client's challenge -> 32 bytes: the server's
-//               32 bytes: the client's answer    -> 32 bytes: the server's; the connection is closed when the client's is wrong
+//   kProve      32 bytes: the client's challenge -> 32 bytes: the server's; zeros when it has no secret: nothing more is proven
+//               32 bytes: the client's answer    -> 32 bytes: the server's; zeros, and the end, when the client's is wrong
+//
+// A server with a secret answers nothing before, but for a kPing, which gets kStoreAsksForSecret for its echo, and the end.
 #pragma once
 
 #include <cstddef>
@@ -57,6 +58,7 @@ enum class StoreOperation : uint8_t {
 inline constexpr std::string_view kStorePurpose = "amxtrain store 1";
 
 inline constexpr uint32_t kStoreMagic = 0x3C85F7CE;
+inline constexpr uint32_t kStoreAsksForSecret = 0xA5C0DE5E;
 inline constexpr size_t kMaxStoreKeyBytes = 8 << 10;
 inline constexpr size_t kMaxStoreValueBytes = 8 << 20;
 inline constexpr size_t kMaxStoreKeys = 1024;  // in one request

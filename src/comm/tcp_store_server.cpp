@@ -11,6 +11,7 @@
 #include <list>
 #include <optional>
 #include <string_view>
+#include <utility>
 
 #include "base/deadline.h"
 #include "base/text.h"
@@ -24,21 +25,22 @@ constexpr size_t kReadBytes = 64 << 10;
 
 struct Peer {
   Descriptor socket;
+  std::string ip;
   StoreService::Connection* connection = nullptr;
   Deadline stalled = Deadline::never();
   bool gone = false;  // closed by the other side, or by an error
+  bool has_asked = false;
 };
 
 }  // namespace
 
 class TcpStoreServer::Loop {
  public:
-  Loop(std::vector<Descriptor> listeners, int stop, const Options& options,
-       std::atomic<int64_t>* dropped)
+  Loop(std::vector<Descriptor> listeners, int stop, const Options& options, Counts* counts)
       : listeners_(std::move(listeners)),
         stop_(stop),
         options_(options),
-        dropped_(dropped),
+        counts_(counts),
         service_({options.max_stored_bytes, options.max_held_bytes, options.secret}) {}
 
   void run() {
@@ -81,7 +83,10 @@ class TcpStoreServer::Loop {
 
   void accept_from(int listener) {
     for (;;) {
-      Descriptor socket(accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+      sockaddr_storage from{};
+      socklen_t length = sizeof from;
+      auto* const name = reinterpret_cast<sockaddr*>(&from);
+      Descriptor socket(accept4(listener, name, &length, SOCK_NONBLOCK | SOCK_CLOEXEC));
       if (!socket && (errno == EMFILE || errno == ENFILE)) {
         // The connection stays in the backlog, and poll would spin.
         if (!make_room()) poll(nullptr, 0, 20);
@@ -89,13 +94,14 @@ class TcpStoreServer::Loop {
       }
       if (!socket) return;
       if (peers_.size() >= options_.max_connections && !make_room()) {
-        dropped_->fetch_add(1, std::memory_order_relaxed);
+        counts_->dropped.fetch_add(1, std::memory_order_relaxed);
         continue;
       }
       const int on = 1;
       setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
       Peer& peer = peers_.emplace_back();
       peer.socket = std::move(socket);
+      peer.ip = address_from(name).ip();
       peer.connection = &service_.open();
       peer.stalled = Deadline::after(options_.stall_timeout_ns);
     }
@@ -107,7 +113,7 @@ class TcpStoreServer::Loop {
       return !peer.connection->is_in_use();
     });
     if (oldest == peers_.end()) return false;
-    dropped_->fetch_add(1, std::memory_order_relaxed);
+    counts_->dropped.fetch_add(1, std::memory_order_relaxed);
     service_.close(*oldest->connection);
     peers_.erase(oldest);
     return true;
@@ -123,6 +129,9 @@ class TcpStoreServer::Loop {
     }
     service_.receive(*peer.connection, {bytes, static_cast<size_t>(got)});
     flush(peer);
+    if (peer.connection->has_asked_for_secret() && !std::exchange(peer.has_asked, true)) {
+      counts_->asked_for_secret.fetch_add(1, std::memory_order_relaxed);
+    }
   }
 
   void flush(Peer& peer) {
@@ -155,16 +164,23 @@ class TcpStoreServer::Loop {
     peers_.remove_if([&](const Peer& peer) {
       const bool orderly = peer.gone && peer.connection->is_idle();
       if (!peer.gone && !peer.connection->is_dropped() && !peer.stalled.passed()) return false;
-      if (!orderly) dropped_->fetch_add(1, std::memory_order_relaxed);
+      if (!orderly) counts_->dropped.fetch_add(1, std::memory_order_relaxed);
+      if (peer.connection->is_refused()) count_refused(peer);
       service_.close(*peer.connection);
       return true;
     });
   }
 
+  void count_refused(const Peer& peer) {
+    const std::lock_guard lock(counts_->mutex);
+    ++counts_->refused.count;
+    counts_->refused.last_ip = peer.ip;
+  }
+
   const std::vector<Descriptor> listeners_;
   const int stop_;
   const Options options_;
-  std::atomic<int64_t>* const dropped_;
+  Counts* const counts_;
   StoreService service_;
   std::list<Peer> peers_;  // the oldest first
 };
@@ -201,10 +217,11 @@ Result<std::vector<Descriptor>> listen_at_all(const std::vector<Address>& addres
                                address.text),
                    error);
     }
-    if (!first) {
-      first = std::move(listener).error().in(
-          fmt::format("rank 0 cannot serve the store at {} (MASTER_ADDR)", address.text));
-    }
+    if (first) continue;
+    const bool is_elsewhere = error == EADDRNOTAVAIL;
+    first = std::move(listener).error().in(
+        fmt::format("rank 0 cannot serve the store at {} (MASTER_ADDR){}", address.text,
+                    is_elsewhere ? ", which is no address of this machine, where rank 0 is" : ""));
   }
   if (listeners.empty()) return *std::move(first);
   return listeners;
@@ -229,10 +246,15 @@ Result<std::unique_ptr<TcpStoreServer>> TcpStoreServer::start(const std::vector<
   server->stop_ = Descriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!server->stop_) return system_error("eventfd", errno);
   server->loop_ =
-      std::make_unique<Loop>(std::move(listeners), server->stop_.get(), options, &server->dropped_);
+      std::make_unique<Loop>(std::move(listeners), server->stop_.get(), options, &server->counts_);
   AMXT_ASSIGN(server->thread_,
               start_quiet_thread("amxt-store", [loop = server->loop_.get()] { loop->run(); }));
   return server;
+}
+
+TcpStoreServer::Refused TcpStoreServer::refused() const {
+  const std::lock_guard lock(counts_.mutex);
+  return counts_.refused;
 }
 
 TcpStoreServer::~TcpStoreServer() {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -41,13 +42,28 @@ class TcpStoreServer {
   TcpStoreServer& operator=(const TcpStoreServer&) = delete;
 
   // Connections dropped so far for what they sent or did not.
-  int64_t dropped() const { return dropped_.load(std::memory_order_relaxed); }
+  int64_t dropped() const { return counts_.dropped.load(std::memory_order_relaxed); }
+  // Those of them that did not prove the secret: strangers, or ranks with another one or none.
+  struct Refused {
+    int64_t count = 0;
+    std::string last_ip;
+  };
+  Refused refused() const;
+  // Connections that wanted a secret proven that is not here, and were told so.
+  int64_t asked_for_secret() const {
+    return counts_.asked_for_secret.load(std::memory_order_relaxed);
+  }
 
  private:
   class Loop;
+  struct Counts {
+    std::atomic<int64_t> dropped{0}, asked_for_secret{0};
+    mutable std::mutex mutex;
+    Refused refused;
+  };
   TcpStoreServer() = default;
 
-  std::atomic<int64_t> dropped_{0};
+  Counts counts_;
   Descriptor stop_;
   std::unique_ptr<Loop> loop_;
   std::thread thread_;

@@ -6,8 +6,9 @@
 // way: before a wire is destroyed in peace, its ranks pass a barrier.
 //
 // Thread-safety: any thread may post and wait, each transfer is waited for by one. Invariants: every wait has a deadline; after any error
-// but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave the
-// transfer under way: wait again, or destroy the wire. Who gives up on a transfer must destroy the wire, and the peer will see that as a loss.
+// but kTimeout and kCancelled the wire is dead, all its calls give that error, and it can only be destroyed; kTimeout and kCancelled leave
+// the transfer under way: wait again, or destroy the wire. Who gives up on a transfer must destroy the wire,
+// and the peer will see that as a loss.
 #pragma once
 
 #include <atomic>
@@ -41,8 +42,9 @@ class Wire {
   virtual Counters counters() const = 0;
   // The error that the wire is dead of, if any. Also of one whose peer is lost: that ends every wait, whoever it is for, within 100 ms.
   virtual Status check() = 0;
-  // Ends all transfers, and every call of another thread, with an error: no memory of theirs is touched after it. Peers see a loss.
-  virtual void close() = 0;
+  // Ends all transfers, and every call of another thread, with an error: no memory of theirs is touched after it. Peers get `why`, or see a
+  // loss.
+  virtual void close(const Error* why = nullptr) = 0;
 };
 
 class Wire::Transfer {

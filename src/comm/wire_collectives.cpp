@@ -40,7 +40,7 @@ ReduceOp partial(ReduceOp op) { return op == ReduceOp::kAvg ? ReduceOp::kSum : o
 
 // A call as nodes tell each other.
 struct Entry {
-  uint64_t parts = 0;
+  uint64_t digest = 0, parts = 0;
   bool disagreed = false;  // ranks of the node did, as the text says
   std::array<char, 487> text{};
 
@@ -84,8 +84,12 @@ Status WireCollectives::guarded(const Limits& limits, Body&& body) {
   Status status = body(job);
   if (status) return {};
   Error error = area_->fail(std::move(status).error());
-  // Before the job's memory and the caller's go. What all ranks found alike, with nothing under way, leaves the wire to other communicators.
-  if (error.code() != Code::kCommProtocol || !job.flights.empty()) shared_->wire->close();
+  // Before the job's memory and the caller's go. What all ranks found alike, with nothing under way,
+  // leaves the wire to other communicators.
+  if (error.code() != Code::kCommProtocol || !job.flights.empty()) {
+    const Error told = as_told(error, ranks_[static_cast<size_t>(rank())]);
+    shared_->wire->close(&told);
+  }
   return error;
 }
 
@@ -145,6 +149,7 @@ Status WireCollectives::enter(Job& job, const CollectiveCall& call) {
     // The first rank of each node speaks for it; all compare with the first node, so that all find the same.
     job.entries.resize(nodes_.size());
     Entry& own = job.entries[static_cast<size_t>(node_)];
+    own.digest = call.digest();
     own.parts = call.parts;
     own.disagreed = !agreed;
     own.set(agreed ? call.text() : agreed.error().message());
@@ -162,11 +167,11 @@ Status WireCollectives::enter(Job& job, const CollectiveCall& call) {
     const Entry& first = job.entries[0];
     for (size_t n = 1; n < nodes_.size(); ++n) {
       const Entry& other = job.entries[n];
-      if (other.parts == first.parts && other.text == first.text) continue;
+      if (other.parts == first.parts && other.digest == first.digest) continue;
       return Error(Code::kCommProtocol,
                    fmt::format("the ranks disagree: rank {} calls {}, rank {} calls {}{}",
                                nodes_[0][0], first.text.data(), nodes_[n][0], other.text.data(),
-                               other.text == first.text ? " with other counts per rank" : ""))
+                               other.digest == first.digest ? " with other counts per rank" : ""))
           .with_rank(nodes_[n][0]);
     }
   }
@@ -472,7 +477,7 @@ Status WireCollectives::broadcast(void* data, int64_t count, DType dtype, int ro
 Status WireCollectives::all_to_all(const void* send, std::span<const int64_t> send_counts,
                                    void* receive, std::span<const int64_t> receive_counts,
                                    DType dtype, const Limits& limits) {
-  const CollectiveCall call{"all_to_all", dtype, -1, -1, 0, 0};
+  const CollectiveCall call{"all_to_all", dtype, -1, -1, CollectiveCall::kVaries};
   const auto world = static_cast<size_t>(size());
   // Everyone's counts, so that all find the same mismatch.
   std::vector<int64_t> table(2 * world * world);
@@ -517,8 +522,16 @@ Status WireCollectives::all_to_all(const void* send, std::span<const int64_t> se
 }
 
 Status WireCollectives::barrier(const Limits& limits) {
-  const CollectiveCall call{"barrier", DType::kU8, -1, -1, 0, 0};
-  return guarded(limits, [&](Job& job) { return enter(job, call); });
+  return guarded(limits, [&](Job& job) { return enter(job, CollectiveCall::barrier()); });
+}
+
+Status WireCollectives::exchange(const CollectiveCall& call, const void* own, void* all,
+                                 int64_t bytes, const Limits& limits) {
+  const std::vector<int64_t> counts(static_cast<size_t>(size()), bytes);
+  return guarded(limits, [&](Job& job) -> Status {
+    AMXT_TRY(enter(job, call));
+    return gather_parts(job, call, own, all, counts, 1);
+  });
 }
 
 // --- Messages ---------------------------------------------------------------------------------
@@ -571,11 +584,13 @@ Status WireCollectives::receive(void* data, int64_t count, DType dtype, int peer
     AMXT_TRY(finish(job));
     head.text.back() = '\0';
     if (head.parts != static_cast<uint64_t>(count) * 64 + static_cast<uint64_t>(dtype)) {
-      shared_->wire->close();  // the sender waits for a receive of its size
-      return Error(Code::kCommProtocol,
-                   fmt::format("the ranks disagree: rank {} calls {} to rank {}, which calls {}",
-                               peer, head.text.data(), rank(), call.text()))
-          .with_rank(peer);
+      Error error =
+          Error(Code::kCommProtocol,
+                fmt::format("the ranks disagree: rank {} calls {} to rank {}, which calls {}", peer,
+                            head.text.data(), rank(), call.text()))
+              .with_rank(peer);
+      shared_->wire->close(&error);  // the sender waits for a receive of its size
+      return error;
     }
     AMXT_ASSIGN(auto second,
                 shared_->wire->receive(from, message | 1, data, count * dtype_bytes(dtype)));

@@ -1,9 +1,9 @@
 // Collectives of ranks on several nodes: over the node's shared memory first and last, over the wire between.
 //
-// The idea: lane l is the l-th rank of every node. Inside a node, lane l gets the node's share of what it carries (a slice of an all-reduce,
-// the parts of the l-th ranks elsewhere); lanes then talk with their like on the other nodes directly, each pair once, so
-// that a byte crosses between two nodes once, and the receiver sums in the order of nodes. With one rank a node the first and last part are empty and
-// nothing is copied but by the wire.
+// The idea: lane l is the l-th rank of every node. Inside a node, lane l gets the node's share of what it carries (a slice of an
+// all-reduce, the parts of the l-th ranks elsewhere); lanes then talk with their like on the other nodes directly, each pair once, so
+// that a byte crosses between two nodes once, and the receiver sums in the order of nodes. With one rank a node the first and last part are
+// empty and nothing is copied but by the wire.
 #pragma once
 
 #include <cstddef>
@@ -39,6 +39,8 @@ class WireCollectives final : public GroupCollectives {
               const Limits& limits) override;
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   Status barrier(const Limits& limits) override;
+  Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                  const Limits& limits) override;
 
  private:
   using Piece = ShmArea::Piece;

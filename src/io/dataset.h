@@ -3,7 +3,8 @@
 // Sources: our safetensors token file (tokens U16/U32, document_offsets I64, optional loss_weight U8/F32), `.npy` (any integer type; one
 // dimension is a stream, two a document a row), `.bin` (little-endian uint16, uint32 when the vocabulary exceeds 65,536 or asked for).
 // Streams are cut into documents after each separator token (the separator belongs to the document it ends); no separator: one document.
-// Tokens stay in the files' pages (read by pread in blocks or mapped privately); a token id beyond the vocabulary names file, document and position.
+// Tokens stay in the files' pages (read by pread in blocks or mapped privately); a token id beyond the vocabulary names file,
+// document and position.
 #pragma once
 
 #include <cstdint>
@@ -30,8 +31,8 @@ struct DatasetOptions {
 
 inline constexpr int32_t kNoTarget = -1;
 
-// One sample, all arrays of length T. pack: T consecutive positions of the documents laid end to end over all files in the order given, stride
-// T, the last one padded. pad: one document, cut at T, padded.
+// One sample, all arrays of length T. pack: T consecutive positions of the documents laid end to end over all files in the order given,
+// stride T, the last one padded. pad: one document, cut at T, padded.
 // target[t]: the token that position t predicts (next token of the same document when that lies in the sample), else kNoTarget.
 // weight[t]: loss weight of the *target* token; 0 where there is none.
 // document_start[t]: index in the sample of the first position of t's document; pads are each a document of their own.
@@ -92,8 +93,9 @@ class TokenFileWriter {
                                                          int64_t vocab_size, bool with_weights);
   virtual ~TokenFileWriter() = default;
 
-  // Adds to the document that is open. `weights`: one for each token as a target, or empty: all 1. kInvalidArgument for a token that the type
-  // or the vocabulary can't hold, or a weight that is negative, not finite, or (kU8) not 0 or 1; both name the document and the position.
+  // Adds to the document that is open. `weights`: one for each token as a target, or empty: all 1. kInvalidArgument for a token that the
+  // type or the vocabulary can't hold, or a weight that is negative, not finite, or (kU8) not 0 or 1;
+  // both name the document and the position.
   virtual Status append(std::span<const int32_t> tokens, std::span<const float> weights) = 0;
   // Ends the open document, which may be empty.
   virtual Status end_document() = 0;

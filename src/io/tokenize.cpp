@@ -27,6 +27,13 @@ class Tokenizer {
   Result<TokenizeSummary> run() {
     for (const std::string& path : options_.paths) {
       AMXT_ASSIGN(const File file, File::open_read(path));
+      if (path.ends_with(".json")) {
+        // As plain text it would teach brackets and keys.
+        return Error(Code::kFormat,
+                     fmt::format("{}: a .json file is neither plain text nor .jsonl: give one "
+                                 "document a line",
+                                 quote(path)));
+      }
       AMXT_ASSIGN(const int64_t bytes, file.size());
       all_ += bytes;
     }

@@ -1,7 +1,7 @@
 // attention.h over the sixteen lanes of simd.h. Included by attention_avx2.cpp and attention_avx512.cpp after their simd header.
 //
-// The idea: a task converts a block of K and V to fp32 once, for all query heads that share it, and multiplies in fp32 registers. Scores of a 64 x
-// 64 block never leave the L1 cache. Forward keeps a running maximum and sum per query (online soft-max). Backward computes
+// The idea: a task converts a block of K and V to fp32 once, for all query heads that share it, and multiplies in fp32 registers. Scores of
+// a 64 x 64 block never leave the L1 cache. Forward keeps a running maximum and sum per query (online soft-max). Backward computes
 // the probabilities again from the log-sum-exp: P = exp(S - lse), dV += P' dO, dP = dO V', dS = P (dP - delta),
 // dQ += dS K, dK += dS' Q. The scale 1/sqrt(C) is put on Q when it is converted, which gives dK its factor too.
 //

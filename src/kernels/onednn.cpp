@@ -1,12 +1,13 @@
 #include "kernels/onednn.h"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <utility>
 
+#include "base/dynamic_library.h"
 #include "base/library_folder.h"
 #include "base/text.h"
 
@@ -16,12 +17,11 @@ namespace amxt::kernels {
 namespace {
 
 std::string library_path() {
-  const char* wished = std::getenv("AMXTRAIN_DNNL_LIBRARY");
-  if (wished != nullptr && *wished != '\0') return wished;
-  return library_folder() + "/" + AMXT_DNNL_FILE;
+  return library_name("AMXTRAIN_DNNL_LIBRARY", library_folder() + "/" + AMXT_DNNL_FILE);
 }
 
 struct Library {
+  DynamicLibrary file;
   OnednnInfo info;
   Onednn table;
   std::mutex mutex;  // of what follows
@@ -29,44 +29,30 @@ struct Library {
   Isa isa = Isa::kAvx2;
 };
 
-// Bound to its own symbols before the host's, and hidden from the host. Sanitizers can't see behind
-// RTLD_DEEPBIND.
-constexpr int open_flags() {
-#if defined(AMXT_SANITIZED) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return RTLD_NOW | RTLD_LOCAL;
-#else
-  return RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND;
-#endif
-}
-
 void open_library(Library* library) {
   OnednnInfo& info = library->info;
   Onednn& table = library->table;
   info.path = library_path();
-  void* handle = dlopen(info.path.c_str(), open_flags());
-  if (handle == nullptr) {
-    const char* error = dlerror();
-    info.reason = fmt::format("{} could not be opened: {}", quote(info.path),
-                              error != nullptr ? error : "no reason given");
+  auto opened = DynamicLibrary::open(info.path, DynamicLibrary::Binding::kOwn);
+  if (!opened) {
+    info.reason =
+        fmt::format("{} could not be opened: {}", quote(info.path), opened.error().message());
     return;
   }
-  const char* missing = nullptr;
-#define AMXT_DNNL_LOAD(name)                                                         \
-  table.name = reinterpret_cast<decltype(table.name)>(dlsym(handle, "dnnl_" #name)); \
-  if (table.name == nullptr) missing = "dnnl_" #name;
+  library->file = std::move(opened).value();
+  RequiredFunctions required(&library->file);
+#define AMXT_DNNL_LOAD(name) required.load("dnnl_" #name, &table.name);
   AMXT_DNNL_FUNCTIONS(AMXT_DNNL_LOAD)
 #undef AMXT_DNNL_LOAD
-  if (missing != nullptr) {
-    info.reason = fmt::format("{} has no function {}", quote(info.path), missing);
+  if (Status whole = required.check(); !whole) {
+    info.reason = whole.error().message();
     return;
   }
   // Absent from a build of oneDNN without OpenMP: then it has to be a sequential one, whose
   // products run in the caller.
-  table.omp_set_num_threads =
-      reinterpret_cast<decltype(table.omp_set_num_threads)>(dlsym(handle, "omp_set_num_threads"));
-  table.omp_get_max_threads =
-      reinterpret_cast<decltype(table.omp_get_max_threads)>(dlsym(handle, "omp_get_max_threads"));
-  if (table.omp_get_max_threads == nullptr) table.omp_set_num_threads = nullptr;
+  library->file.load("omp_set_num_threads", &table.omp_set_num_threads);
+  if (!library->file.load("omp_get_max_threads", &table.omp_get_max_threads))
+    table.omp_set_num_threads = nullptr;
   const dnnl_version_t* version = table.version();
   info.version = fmt::format("{}.{}.{}", version->major, version->minor, version->patch);
   if (version->major != DNNL_VERSION_MAJOR) {

@@ -20,7 +20,8 @@ class ModelDirectory {
   // Config only: for plan, and so that a config error comes before any missing weights.
   static Result<ModelDirectory> open_config(const std::string& directory);
   // Config, index (or the one model.safetensors) and all headers; every tensor of tensor_specs() must be there with its shape in
-  // BF16, F16 or F32, nothing unknown may be (rotary_emb.inv_freq is let pass; a tied lm_head.weight is let pass when its bytes equal the embedding's).
+  // BF16, F16 or F32, nothing unknown may be (rotary_emb.inv_freq is let pass;
+  // a tied lm_head.weight is let pass when its bytes equal the embedding's).
   static Result<ModelDirectory> open(const std::string& directory);
 
   const std::string& path() const { return path_; }

@@ -18,8 +18,7 @@ int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 template <typename E>
 int64_t Head<E>::scratch_bytes_needed(const ModelConfig& config, int64_t max_rows) {
-  const int64_t logits =
-      std::min(max_rows, kLogitRows) * std::min(config.vocab_size, kVocabularyBlock);
+  const int64_t logits = std::min(max_rows, kLogitRows) * vocabulary_width(config);
   return aligned(logits * 4) +
          aligned(max_rows * config.hidden_size * static_cast<int64_t>(sizeof(E))) +
          aligned(row_blocks(max_rows) * config.hidden_size * 4);
@@ -34,7 +33,7 @@ Result<std::unique_ptr<Head<E>>> Head<E>::create(const ModelConfig& config, Thre
               Buffer::allocate(scratch_bytes_needed(config, max_rows), "scratch of the head"));
   std::byte* at = head->scratch_.data();
   head->logits_ = reinterpret_cast<float*>(at);
-  at += aligned(std::min(max_rows, kLogitRows) * std::min(config.vocab_size, kVocabularyBlock) * 4);
+  at += aligned(std::min(max_rows, kLogitRows) * vocabulary_width(config) * 4);
   head->dnormed_ = reinterpret_cast<E*>(at);
   at += aligned(max_rows * config.hidden_size * static_cast<int64_t>(sizeof(E)));
   head->partial_ = reinterpret_cast<float*>(at);

@@ -5,6 +5,7 @@
 // Reading logits twice costs one more product of the head's four; it saves tokens x vocabulary of memory.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 
@@ -19,6 +20,11 @@ namespace amxt::model {
 
 // Rows of the embedding and of the head that are handled, and dealt out to owners, together.
 inline constexpr int64_t kVocabularyBlock = 4096;
+
+// Rows of the largest block of a vocabulary.
+inline int64_t vocabulary_width(const ModelConfig& config) {
+  return std::min(config.vocab_size, kVocabularyBlock);
+}
 
 // Per token of a micro-batch, [M]: what the loss needs and gives.
 struct LossRows {

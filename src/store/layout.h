@@ -1,8 +1,8 @@
 // Layout: the one bijection (tensor, row, column) -> (owner, place). Nothing else knows where a weight lies.
 //
 // Two orders, one of them of all ranks of the node, one of each owner:
-//   shared    the compute weights of the node, tensor after tensor in the order of model::tensor_specs(); q, k and v (and gate and up) without
-//             a gap, so that each group is one matrix. Every rank maps it whole.
+//   shared    the compute weights of the node, tensor after tensor in the order of model::tensor_specs(); q, k and v (and gate and up)
+//             without a gap, so that each group is one matrix. Every rank maps it whole.
 //   private   what an owner keeps of its rows (low bits, moments, gradients), its ranges one after the other.
 // Rows are dealt out in panels of 32 (the last of a tensor may be short; a vector is one panel). A deal is what is handed out evenly by
 // bytes at a time: a decoder layer, the final norm, a block of the vocabulary (so that each rank has rows in every block that the head

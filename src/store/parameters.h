@@ -97,8 +97,8 @@ class Parameters {
   }
   bool gradients_are_bf16() const { return options_.gradient_dtype == DType::kBF16; }
 
-  // The gradient of this rank's rows in a deal = (`add`: what is kept +) the nodes' parts, summed in fp32 in their order. A part holds the rows
-  // as the private order does, from the deal's first on.
+  // The gradient of this rank's rows in a deal = (`add`: what is kept +) the nodes' parts, summed in fp32 in their order. A part holds the
+  // rows as the private order does, from the deal's first on.
   void sum_gradient(ThreadPool& pool, Isa isa, int64_t deal, DType dtype,
                     std::span<const std::byte* const> parts, bool add);
   // The same for some rows of the embedding: rows[node] are those, ascending, that part has, one after the other; always added.

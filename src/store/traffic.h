@@ -1,8 +1,8 @@
 // Traffic: the wire between the nodes of a job, and who talks to whom over it.
 //
 // For each rank there is one partner on every other node: the rank of the same number there, counted round. What a node needs of a rank
-// elsewhere, its partner fetches for all of the node; what the node has for it, the partner brings. So bytes pass the wire once per node, and
-// each local rank carries its part.
+// elsewhere, its partner fetches for all of the node; what the node has for it, the partner brings. So bytes pass the wire once per node,
+// and each local rank carries its part.
 //
 // Not thread-safe, but that transfers may be posted and waited for by any thread. Every rank makes the same calls in the same order.
 #pragma once

@@ -1,5 +1,6 @@
-// Window: where a node of several sees whole deals of weights. Each node keeps its own rows only ("home"); a deal's missing rows are fetched from the
-// nodes that own them into a slot of the window, ahead of use, each local rank its part; its own rows are copied beside them.
+// Window: where a node of several sees whole deals of weights. Each node keeps its own rows only ("home"); a deal's missing rows are
+// fetched from the nodes that own them into a slot of the window, ahead of use, each local rank its part;
+// its own rows are copied beside them.
 //
 // One window per rank over memory that the node shares. begin() says which deals acquire() will ask for, in order, the same on all
 // ranks; a thread of each rank fetches ahead as far as slots are free. A slot is free again when every local rank has released its deal.

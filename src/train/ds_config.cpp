@@ -15,6 +15,7 @@ namespace {
 
 // A line of errors stays a line.
 constexpr size_t kMostErrors = 8;
+constexpr double kMostExact = 9007199254740992;  // 2^53
 
 std::string lower(std::string_view text) {
   std::string out(text);
@@ -158,9 +159,8 @@ class Parser {
         return read_fp16(path, value);
       case DsSection::kZero:
         if (key.ends_with("prefetch_bucket_size"))
-          return whole(path, value, 0, config_.prefetch_parameters);
-        if (key.ends_with("max_live_parameters"))
-          return whole(path, value, 0, config_.live_parameters);
+          return size(path, value, config_.prefetch_parameters);
+        if (key.ends_with("max_live_parameters")) return size(path, value, config_.live_parameters);
         return read_stage(path, value);
       case DsSection::kOffloadParam:
       case DsSection::kOffloadOptimizer:
@@ -409,15 +409,21 @@ class Parser {
   // 1e3 is a whole number, too.
   void whole(const std::string& path, const Json& value, int64_t least, DsSetting<int64_t>& out) {
     if (!begin(path, value, out)) return;
-    constexpr double kExact = 9007199254740992;  // 2^53
     const double real = value.is_number() ? value.get<double>() : 0.5;
-    if (!(std::abs(real) <= kExact) || real != std::floor(real)) {
+    if (!(std::abs(real) <= kMostExact) || real != std::floor(real)) {
       return wrong(path, fmt::format("must be a whole number or \"auto\", is {}", shown(value)));
     }
     if (real < static_cast<double>(least)) {
       return wrong(path, fmt::format("{} is below {}", real, least));
     }
     out.value = static_cast<int64_t>(real);
+  }
+
+  // Parameters. DeepSpeed's users write 1e18 and the like for "no limit".
+  void size(const std::string& path, const Json& value, DsSetting<int64_t>& out) {
+    const double real = value.is_number() ? value.get<double>() : 0;
+    const bool is_no_limit = std::isfinite(real) && real > kMostExact;
+    whole(path, is_no_limit ? Json(kMostExact) : value, 0, out);
   }
 
   void write_notes() {

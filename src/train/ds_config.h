@@ -74,8 +74,8 @@ struct DsConfig {
 // Larger texts are refused.
 inline constexpr int64_t kDsConfigLimit = 1 << 20;
 
-// `file` is what messages call it. kFormat for what is no such file, an unknown key (with the nearest known one) or a value of another type;
-// kUnsupported for what asks for something that is not done here. Several are listed in one line.
+// `file` is what messages call it. kFormat for what is no such file, an unknown key (with the nearest known one) or a value of another
+// type; kUnsupported for what asks for something that is not done here. Several are listed in one line.
 Result<DsConfig> parse_ds_config(std::string_view text, std::string_view file);
 
 // Puts together what was given, the file (null: none) and the defaults, and checks the ranges. `notes` (may be null) gets a line for each

@@ -145,7 +145,9 @@ Status check_ranges(const EffectiveOptions& o) {
   check.whole("threads", o.threads, 0, 1 << 16);
   check.whole("prefetch_parameters", o.prefetch_parameters, 0, kMostParameters);
   check.whole("live_parameters", o.live_parameters, 0, kMostParameters);
-  check.real("learning_rate", o.schedule.learning_rate, o.schedule.learning_rate >= 0, "0 or more");
+  check.real("learning_rate", o.schedule.learning_rate,
+             o.schedule.learning_rate >= 0 && o.schedule.learning_rate <= kMostLearningRate,
+             "0 to 1000");
   check.real("beta1", o.beta1, o.beta1 >= 0 && o.beta1 < 1, "0 or more and below 1");
   check.real("beta2", o.beta2, o.beta2 >= 0 && o.beta2 < 1, "0 or more and below 1");
   check.real("epsilon", o.epsilon, o.epsilon > 0, "above 0");

@@ -62,8 +62,8 @@ std::vector<Choice> choices(const EffectiveOptions& options) {
   return all;
 }
 
-// Deals that a node sees at a time: the one in use and what is fetched ahead, as far as live parameters allow; at least one, and no more than
-// a forward pass needs.
+// Deals that a node sees at a time: the one in use and what is fetched ahead, as far as live parameters allow; at least one, and no more
+// than a forward pass needs.
 int window_slots(const store::Layout& layout, const EffectiveOptions& options) {
   const int64_t deal = layout.largest_deal();
   const int64_t ahead = (options.prefetch_parameters + deal - 1) / deal;

@@ -57,7 +57,8 @@ struct MemoryPlan {
 // How a job's ranks lie on its nodes, where only numbers matter: as evenly as it goes, the first nodes have one more.
 comm::Nodes even_nodes(int world, int nodes);
 
-// Chooses and adds up, for this machine or for one with `node_memory_bytes`. Never fails for lack of memory: the smallest choice is returned, and fits() says that it does not fit.
+// Chooses and adds up, for this machine or for one with `node_memory_bytes`. Never fails for lack of memory: the smallest choice is
+// returned, and fits() says that it does not fit.
 Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOptions& options,
                              const comm::Nodes& nodes, int threads,
                              std::optional<int64_t> node_memory_bytes = std::nullopt);

@@ -19,6 +19,9 @@ enum class ScheduleKind : int32_t {
   kWarmupCosine = 5
 };
 
+// A larger one is a mistake, and could make weights that are not finite.
+constexpr double kMostLearningRate = 1000;
+
 struct Schedule {
   ScheduleKind kind = ScheduleKind::kLinear;
   double learning_rate = 2e-5;  // at the top

@@ -6,10 +6,10 @@
 //   commit    global norm and finite check from sums that all ranks read in one order; one atomic decision
 //   phase 2   clip, AdamW on each rank's own rows, published by the barrier that ends the step
 //
-// Several nodes: weights of other nodes' rows come through the window of store::Parameters, ahead of use; a rank computes its node's part of dW
-// also for owners elsewhere, and the parts are added by the owner in the order of nodes (store::GradientExchange). Of the embedding only the
-// rows of a wave's tokens pass the wire, either way: every node knows all tokens. What ranks tell each other (losses, counts, norms)
-// lies in each node's arena for all ranks of the job. A step that ends before its commit leaves the wire in disorder: the next call
+// Several nodes: weights of other nodes' rows come through the window of store::Parameters, ahead of use; a rank computes its node's part
+// of dW also for owners elsewhere, and the parts are added by the owner in the order of nodes (store::GradientExchange). Of the embedding
+// only the rows of a wave's tokens pass the wire, either way: every node knows all tokens. What ranks tell each other (losses, counts,
+// norms) lies in each node's arena for all ranks of the job. A step that ends before its commit leaves the wire in disorder: the next call
 // connects the nodes anew.
 //
 // Order of sums: micro-batch k = accumulation x world + rank; dW, loss and norm are added in order of k, in blocks that never cross a
@@ -35,6 +35,7 @@
 #include "train/batch.h"
 #include "train/options.h"
 #include "train/plan.h"
+#include "train/process_memory.h"
 #include "train/step_control.h"
 
 namespace amxt::train {
@@ -98,11 +99,8 @@ class StepRunner {
                               const std::optional<Error>& refused = std::nullopt);
 
   StepControl& control() { return *control_; }
-  // Memory of all ranks, exchanged: each rank's private and proportional bytes. Collective.
-  struct MemoryUse {
-    int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
-  };
-  Result<std::vector<MemoryUse>> exchange_memory(const StepControl::Limits& limits);
+  // Collective. By rank.
+  Result<std::vector<ProcessMemory>> exchange_memory(const StepControl::Limits& limits);
 
   // Of a node with `ranks` of the `world` ranks.
   static int64_t arena_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
@@ -122,7 +120,7 @@ class StepRunner {
         bad_micro_batch;  // first micro-batch (accumulation index) whose loss is not finite, or -1
     int64_t bad_layer;    // first layer whose output is not finite there, or -1
     int64_t bad_tensor;   // first owned tensor with a gradient that is not finite, or -1
-    int64_t private_bytes, pss_bytes, peak_rss_bytes;
+    ProcessMemory memory;
     int64_t micro_rows;  // rows of a micro-batch of this rank in this step
     int64_t micro_batches;
     store::Traffic::Uses wire;
@@ -164,7 +162,8 @@ class StepRunner {
   void set_scales(const Batch& batch);
   // Where a rank's micro-batch of the wave keeps something.
   using Locator = FunctionRef<const E*(int rank, int64_t index)>;
-  // dW rows of `range` (+)= over the node's micro-batches of the wave, in order, dY[:, first_column + row]^T X. Ranks of a locator are local.
+  // dW rows of `range` (+)= over the node's micro-batches of the wave, in order, dY[:, first_column + row]^T X.
+  // Ranks of a locator are local.
   Status matrix_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                          Locator x, Locator dy, int64_t lddy, int64_t first_column);
   // A vector's gradient (+)= what `add` adds for each micro-batch, in order.
@@ -175,6 +174,9 @@ class StepRunner {
   // Calls `compute` for each range of a deal whose gradient this rank makes, and brings the parts to their owners.
   using Compute = FunctionRef<Status(const store::OwnedRange& range, const GradientRows& to)>;
   Status deal_gradient(int64_t deal, bool first_wave, Compute compute);
+  // Of the embedding: sets its gradient to zero; finds the node's tokens of the wave that have these rows, into embedding_rows_.
+  void clear_gradient(const store::OwnedRange& range);
+  void find_embedding_rows(int64_t count, int64_t row_begin, int64_t row_end);
   const E* source_of(uint64_t place, int64_t count) const;
   void embed(const Batch& batch, int64_t first, int64_t count);
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
@@ -188,7 +190,7 @@ class StepRunner {
   Error leave(Error error);
   Status why_lost(const Error& error);
 
-  // With several nodes (step_nodes.cpp).
+  // With several nodes.
   Status join_nodes(Deadline deadline);
   // Every call begins an attempt and ends it by one word for all ranks: so all know alike whether the wire is in order.
   Status begin_call(const StepControl::Limits& limits);
@@ -208,8 +210,9 @@ class StepRunner {
   Status embedding_parts(int64_t count, bool first_wave);
   int64_t find_bad_layer(int64_t slot) const;
   std::optional<Error> nonfinite(const StepInput& input, double norm) const;
-  void publish_memory();
-  int64_t micro_batches(const Batch& batch) const;
+  int64_t micro_batches(const Batch& batch) const {
+    return (batch.samples + p_.options->micro_batch - 1) / p_.options->micro_batch;
+  }
 
   model::Rows rows(const Batch& batch, int64_t accumulation) const;
   model::LossRows loss_rows(const Batch& batch, int64_t accumulation, int64_t index) const;
@@ -234,12 +237,20 @@ class StepRunner {
   double& loss(int rank, int64_t accumulation) const {
     return weight(rank, p_.options->accumulate + accumulation);
   }
-  E* slot(int local_rank, int64_t index) const;  // arena of a rank's micro-batch of the wave
-  float* slot_floats(int local_rank, int64_t index) const;
+  // A rank's micro-batch of the wave in the arena.
+  E* slot(int local_rank, int64_t index) const {
+    return arena_ + (local_rank * p_.plan->wave + index) * slot_elements_;
+  }
+  float* slot_floats(int local_rank, int64_t index) const {
+    return floats_ + (local_rank * p_.plan->wave + index) * slot_float_count_;
+  }
   // Tokens of a rank of the job in the wave, one micro-batch after the other; before them their number.
   int32_t* tokens_of(int rank) const { return tokens_ + rank * token_stride_ + 1; }
   int32_t& token_count(int rank) const { return tokens_[rank * token_stride_]; }
-  E* input(int64_t layer, int64_t index) const;  // x of a layer (layers: output of the last), kept
+  // x of a layer (layers: output of the last), kept.
+  E* input(int64_t layer, int64_t index) const {
+    return inputs_ + (layer * p_.plan->wave + index) * micro_rows() * p_.config->hidden_size;
+  }
 
   Parts p_;
   std::unique_ptr<model::Decoder<E>> decoder_;
@@ -269,7 +280,7 @@ class StepRunner {
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
   float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
-  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes; several nodes: place of the row among those needed.
+  // Scratch: (row, place) of tokens whose embedding's gradient this rank computes, ascending.
   std::vector<uint64_t> embedding_rows_;
   std::vector<Needed> needed_;   // by node
   std::vector<E> staged_;        // rows of the embedding on their way to other nodes

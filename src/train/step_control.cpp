@@ -228,8 +228,8 @@ Status StepControl::poll() {
   return {};
 }
 
-// Makes the slot of an attempt ready, whoever comes first. It is free when every rank of the node has come to a later attempt than the one that
-// it served before. Else false, and who is `behind`, or -1 when another is making it ready just now.
+// Makes the slot of an attempt ready, whoever comes first. It is free when every rank of the node has come to a later attempt than the one
+// that it served before. Else false, and who is `behind`, or -1 when another is making it ready just now.
 bool StepControl::try_claim(uint32_t attempt, int* behind) {
   for (int rank = 0; rank < group_->local_size(); ++rank) {
     if (attempt >= kSlots &&

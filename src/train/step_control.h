@@ -8,11 +8,11 @@
 // Each node has its own word, and the first node's is the one that counts. A node is prepared when all its ranks have come to commit(), and
 // the first node commits when every node is. Any rank may ask it for a cancel; before its node is prepared that can't fail. The first node
 // cancels for all, with the error of the first that it hears of. What the nodes tell each other are the group's small
-// messages, to the leader of each node. A node that loses the first one while it waits for the word can't know how the step ended: the group
-// is dead then, and the state is a checkpoint's.
+// messages, to the leader of each node. A node that loses the first one while it waits for the word can't know how the step ended: the
+// group is dead then, and the state is a checkpoint's.
 //
-// Lives in memory shared by the ranks of a node; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on a
-// futex, and look at the deadline, the cancel flag and the group (a peer's death) at least every 100 ms.
+// Lives in memory shared by the ranks of a node; one object per rank. Waits spin briefly (not when cores are oversubscribed), then sleep on
+// a futex, and look at the deadline, the cancel flag and the group (a peer's death) at least every 100 ms.
 #pragma once
 
 #include <atomic>
@@ -47,7 +47,8 @@ class StepControl {
 
   // All ranks are in, and everything that those of this node wrote before is seen.
   Status start(const Limits& limits);
-  // Of the node's ranks. Also a place to leave: kCancelled, kTimeout or the error that another rank gave; a group error when a peer is lost.
+  // Of the node's ranks. Also a place to leave: kCancelled, kTimeout or the error that another rank gave;
+  // a group error when a peer is lost.
   Status barrier();
   // Looks whether the attempt has ended otherwise, without waiting.
   Status poll();

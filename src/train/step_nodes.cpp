@@ -255,18 +255,7 @@ Status StepRunner<E>::embedding_parts(int64_t count, bool first_wave) {
   store::GradientExchange& exchange = *exchange_;
   const int64_t D = p_.config->hidden_size;
   const bool as_bf16 = exchange.wire_dtype() == DType::kBF16;
-  // (row, place) of all tokens of the node.
-  embedding_rows_.clear();
-  uint64_t place = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    for (int rank = 0; rank < ranks(); ++rank) {
-      const int64_t n = local_box(rank).micro_rows;
-      const int32_t* token = tokens_of(rank_of(rank)) + i * n;
-      for (int64_t t = 0; t < n; ++t, ++place)
-        embedding_rows_.push_back(static_cast<uint64_t>(token[t]) << 32 | place);
-    }
-  }
-  std::sort(embedding_rows_.begin(), embedding_rows_.end());
+  find_embedding_rows(count, 0, p_.config->vocab_size);
   // A node's rows of an owner within a block.
   const auto rows_of = [this](int node, int owner, int64_t block) {
     const std::span<const int32_t> all = needed_[static_cast<size_t>(node)].of(owner);
@@ -298,13 +287,10 @@ Status StepRunner<E>::embedding_parts(int64_t count, bool first_wave) {
       from.push_back(static_cast<int64_t>(mine.back().size()) * D);
     }
     const bool clear = first_wave && !p_.layout->tied();
-    AMXT_TRY(exchange.send(to, from, [this, block, mine, clear, D](auto parts) {
+    AMXT_TRY(exchange.send(to, from, [this, block, mine, clear](auto parts) {
       for (const store::OwnedRange& range :
            p_.layout->ranges(me(), p_.layout->embedding_deal(block))) {
-        if (clear && p_.parameters->gradients_are_bf16())
-          std::fill_n(p_.parameters->gradient_bf16(range), range.rows() * D, bf16{0});
-        if (clear && !p_.parameters->gradients_are_bf16())
-          std::fill_n(p_.parameters->gradient_float(range), range.rows() * D, 0.0f);
+        if (clear) clear_gradient(range);
         p_.parameters->add_gradient_rows(*p_.pool, p_.isa, range, exchange_->wire_dtype(), parts,
                                          mine);
       }

@@ -108,9 +108,9 @@ TrainerState TrainerCore::state() const {
 }
 
 Status TrainerCore::set_learning_rate(std::optional<double> rate) {
-  if (rate && (!std::isfinite(*rate) || *rate < 0)) {
+  if (rate && !(*rate >= 0 && *rate <= kMostLearningRate)) {
     return Error(Code::kInvalidArgument,
-                 fmt::format("the learning rate is {}; it is 0 or more", *rate));
+                 fmt::format("the learning rate is {}; it is 0 to 1000", *rate));
   }
   std::lock_guard lock(mutex_);
   rate_override_ = rate;
@@ -118,15 +118,15 @@ Status TrainerCore::set_learning_rate(std::optional<double> rate) {
 }
 
 Status TrainerCore::record_memory(const std::string& stage, const CallLimits& limits) {
-  AMXT_ASSIGN(const std::vector<RankMemory> all, exchange_memory(step_limits(limits)));
+  AMXT_ASSIGN(const std::vector<ProcessMemory> all, exchange_memory(step_limits(limits)));
   MemoryStage record;
   record.stage = stage;
   int64_t pss = 0;
-  for (const RankMemory& rank : all) {
+  for (const ProcessMemory& rank : all) {
     record.all_private_bytes += rank.private_bytes;
     pss += rank.pss_bytes;
   }
-  const RankMemory& mine = all[static_cast<size_t>(group().rank())];
+  const ProcessMemory& mine = all[static_cast<size_t>(group().rank())];
   record.rank_private_bytes = mine.private_bytes;
   record.rank_shared_bytes = std::max<int64_t>(0, mine.pss_bytes - mine.private_bytes);
   record.all_shared_bytes = std::max<int64_t>(0, pss - record.all_private_bytes);
@@ -160,10 +160,7 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
     first = memory_.empty() || memory_.back().stage != "step";
   }
   Result<StepResult> result = run_step(batch, input, step_limits(limits));
-  if (!result) {
-    if (static_cast<int>(result.error().code()) >= 100) log().error(result.error().message());
-    return std::move(result).error();
-  }
+  if (!result) return std::move(result).error();
   if (result->counted == 0 && leads()) {
     log().warning(
         fmt::format("step {}: no position of its samples has a target that counts", input.step));

@@ -15,6 +15,7 @@
 #include "checkpoint/manifest.h"
 #include "kernels/gemm.h"
 #include "store/layout.h"
+#include "train/process_memory.h"
 #include "train/step.h"
 #include "train/trainer.h"
 
@@ -63,10 +64,7 @@ class TrainerCore : public Trainer {
   virtual Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
                                        const StepControl::Limits& limits,
                                        const std::optional<Error>& refused) = 0;
-  struct RankMemory {
-    int64_t private_bytes = 0, pss_bytes = 0, peak_rss_bytes = 0;
-  };
-  virtual Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) = 0;
+  virtual Result<std::vector<ProcessMemory>> exchange_memory(const StepControl::Limits& limits) = 0;
 
   // Everything of the state that is not in tensors.
   checkpoint::TrainingState training_state() const;

@@ -271,12 +271,8 @@ auto TrainerOf<E>::run_forward(const Batch& batch, float* log_probabilities,
 
 template <typename E>
 auto TrainerOf<E>::exchange_memory(const StepControl::Limits& limits)
-    -> Result<std::vector<RankMemory>> {
-  AMXT_ASSIGN(const auto all, runner_->exchange_memory(limits));
-  std::vector<RankMemory> ranks;
-  for (const auto& use : all)
-    ranks.push_back({use.private_bytes, use.pss_bytes, use.peak_rss_bytes});
-  return ranks;
+    -> Result<std::vector<ProcessMemory>> {
+  return runner_->exchange_memory(limits);
 }
 
 template <typename E>
@@ -356,7 +352,7 @@ Status TrainerOf<E>::read_rows(const std::string& tensor, store::RowKind kind, i
              const int64_t n = std::min(count * columns - skip, request.count - to);
              std::memcpy(all + to, block.data() + skip, static_cast<size_t>(n) * sizeof(float));
            });
-  AMXT_TRY(group().barrier(limits.deadline, limits.cancel));
+  AMXT_TRY(group().barrier({limits.deadline, limits.cancel}));
   std::copy_n(all, values.size(), values.begin());
   return {};
 }
@@ -416,7 +412,8 @@ Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, 
       checkpoint::agree(group(), found ? Status() : Status(Error(found.error())), limits.deadline));
   const RowRequest& request = *found;
   const int64_t columns = layout_.specs()[static_cast<size_t>(request.tensor)].columns;
-  AMXT_TRY(group().barrier(limits.deadline, limits.cancel));  // nobody reads the old ones any more
+  AMXT_TRY(
+      group().barrier({limits.deadline, limits.cancel}));  // nobody reads the old ones any more
   own_rows(
       request, [&](const store::OwnedRange& range, int64_t row, int64_t count, int64_t offset) {
         std::vector<float> block(static_cast<size_t>(count * columns));
@@ -426,7 +423,7 @@ Status TrainerOf<E>::write_rows(const std::string& tensor, store::RowKind kind, 
         std::copy_n(values.begin() + from, n, block.begin() + skip);
         parameters_->write_rows(kind, range, row, count, block.data());
       });
-  return group().barrier(limits.deadline, limits.cancel);
+  return group().barrier({limits.deadline, limits.cancel});
 }
 
 template class TrainerOf<float>;

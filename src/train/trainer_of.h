@@ -37,7 +37,7 @@ class TrainerOf final : public TrainerCore {
   Result<LossSums> run_forward(const Batch& batch, float* log_probabilities,
                                const StepControl::Limits& limits,
                                const std::optional<Error>& refused) override;
-  Result<std::vector<RankMemory>> exchange_memory(const StepControl::Limits& limits) override;
+  Result<std::vector<ProcessMemory>> exchange_memory(const StepControl::Limits& limits) override;
 
  private:
   // Rows of a tensor as the ABI counts them, found and checked.

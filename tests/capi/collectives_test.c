@@ -11,6 +11,7 @@ struct rank {
   int32_t port;
   void (*body)(amxt_group* group, int rank);
   int failed;
+  int ended; /* the group has, as it should */
   char message[1100];
 };
 
@@ -60,7 +61,7 @@ static void* play(void* argument) {
   DONE(amxt_runtime_create(&runtime_options, &runtime, &err));
   if (!r->failed) DONE(amxt_group_create(runtime, &options, &group, &err));
   if (!r->failed) r->body(group, r->rank);
-  if (!r->failed) DONE(amxt_group_finalize(group, AMXT_SECONDS(60), &err));
+  if (!r->failed && !r->ended) DONE(amxt_group_finalize(group, AMXT_SECONDS(60), &err));
   amxt_group_destroy(group);
   amxt_runtime_destroy(runtime);
   return NULL;
@@ -236,6 +237,9 @@ static void a_mismatch_is_named_on_all_ranks(void** state) {
   on_ranks(kRanks, 29644, disagree);
 }
 
+/* Where ranks that are threads wait for each other without the library. */
+static pthread_barrier_t all_here;
+
 static void miss_one(amxt_group* group, int rank) {
   float data[4] = {0};
   amxt_tensor tensor = floats(data, 4);
@@ -249,12 +253,19 @@ static void miss_one(amxt_group* group, int rank) {
     REFUSED(AMXT_E_COMM_ABORTED, "rank 0 gave up", amxt_op_wait(op, kWait, &err));
     amxt_op_destroy(op);
   }
-  DONE(amxt_group_barrier(group, kWait, &err));
+  pthread_barrier_wait(&all_here); /* rank 2 was elsewhere, and comes late */
+  if (rank == 2) {
+    REFUSED(AMXT_E_COMM_ABORTED, "rank 0 gave up",
+            amxt_group_broadcast(group, &tensor, 0, kWait, &err));
+  }
+  DONE(amxt_group_barrier(group, kWait, &err)); /* the group itself lives on */
 }
 
 static void a_deadline_ends_the_collectives_of_all_ranks(void** state) {
   (void)state;
+  pthread_barrier_init(&all_here, NULL, kRanks);
   on_ranks(kRanks, 29645, miss_one);
+  pthread_barrier_destroy(&all_here);
 }
 
 static void cancel_one(amxt_group* group, int rank) {
@@ -374,14 +385,14 @@ static void cancel_queued(amxt_group* group, int rank) {
     DONE(amxt_group_recv_async(group, &tensor, 1, &running, &err));
     DONE(amxt_group_broadcast_async(group, &tensor, 0, &queued, &err));
     DONE(amxt_op_cancel(queued, &err));
-    DONE(amxt_group_barrier(group, kWait, &err));
+    pthread_barrier_wait(&all_here);
     DONE(amxt_op_wait(running, kWait, &err));
     REFUSED(AMXT_E_CANCELLED, "cancelled", amxt_op_wait(queued, kWait, &err));
     amxt_op_destroy(running);
     amxt_op_destroy(queued);
   } else {
     amxt_error refusal = AMXT_ERROR_INIT;
-    DONE(amxt_group_barrier(group, kWait, &err));
+    pthread_barrier_wait(&all_here);
     DONE(amxt_group_send(group, &tensor, 0, kWait, &err));
     EXPECT(amxt_status_is_fatal(amxt_group_broadcast(group, &tensor, 0, kWait, &refusal)));
     EXPECT(strstr(refusal.message, "rank 0") != NULL);
@@ -391,7 +402,88 @@ static void cancel_queued(amxt_group* group, int rank) {
 
 static void a_call_cancelled_before_its_turn_is_told_to_the_others(void** state) {
   (void)state;
+  pthread_barrier_init(&all_here, NULL, 2);
   on_ranks(2, 29648, cancel_queued);
+  pthread_barrier_destroy(&all_here);
+}
+
+/* Rank 1 calls something else than rank 0: both are told of both calls, and the group ends. */
+static void play_two_calls(amxt_group* group, int rank, int warm, int finalizes) {
+  float data[16] = {0};
+  amxt_tensor tensor = floats(data, 16);
+  amxt_error refusal = AMXT_ERROR_INIT;
+  if (warm) DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+  if (rank == 0) {
+    amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, AMXT_FOREVER, &refusal);
+  } else if (finalizes) {
+    amxt_group_finalize(group, AMXT_FOREVER, &refusal);
+  } else {
+    amxt_group_barrier(group, AMXT_FOREVER, &refusal);
+  }
+  EXPECT(refusal.code == AMXT_E_COMM_PROTOCOL);
+  EXPECT(strstr(refusal.message, "rank 0 calls all_reduce of 16 F32, sum") != NULL);
+  EXPECT(strstr(refusal.message, finalizes ? "rank 1 calls finalize" : "rank 1 calls barrier") !=
+         NULL);
+  REFUSED(AMXT_E_COMM_PROTOCOL, "the ranks disagree",
+          amxt_group_barrier(group, AMXT_FOREVER, &err));
+  self->ended = 1;
+}
+
+static void barrier_cold(amxt_group* group, int rank) { play_two_calls(group, rank, 0, 0); }
+static void barrier_warm(amxt_group* group, int rank) { play_two_calls(group, rank, 1, 0); }
+static void finalize_cold(amxt_group* group, int rank) { play_two_calls(group, rank, 0, 1); }
+static void finalize_warm(amxt_group* group, int rank) { play_two_calls(group, rank, 1, 1); }
+
+static void a_barrier_or_finalize_against_a_collective_is_named(void** state) {
+  (void)state;
+  on_ranks(2, 29649, barrier_cold);
+  on_ranks(2, 29650, barrier_warm);
+  on_ranks(2, 29651, finalize_cold);
+  on_ranks(2, 29652, finalize_warm);
+}
+
+/* The first collective, which opens the others, of a peer that never comes. */
+static void cancel_first(amxt_group* group, int rank) {
+  float data[4] = {0};
+  amxt_tensor tensor = floats(data, 4);
+  amxt_op* op = NULL;
+  if (rank == 0) {
+    DONE(amxt_group_broadcast_async(group, &tensor, 0, &op, &err));
+    usleep(20000); /* so that it most likely runs; queued, it ends alike */
+    DONE(amxt_op_cancel(op, &err));
+    REFUSED(AMXT_E_CANCELLED, "cancelled", amxt_op_wait(op, AMXT_SECONDS(5), &err));
+    amxt_op_destroy(op);
+    pthread_barrier_wait(&all_here);
+  } else {
+    pthread_barrier_wait(&all_here);
+    REFUSED(AMXT_E_COMM_ABORTED, "cancelled its wait",
+            amxt_group_broadcast(group, &tensor, 0, AMXT_FOREVER, &err));
+  }
+  self->ended = 1;
+}
+
+static void the_first_collective_can_be_cancelled(void** state) {
+  (void)state;
+  pthread_barrier_init(&all_here, NULL, 2);
+  on_ranks(2, 29653, cancel_first);
+  pthread_barrier_destroy(&all_here);
+}
+
+static void memory_of_two_kinds(amxt_group* group, int rank) {
+  float data[4] = {0};
+  amxt_tensor tensor = floats(data, 4);
+  if (rank == 1) tensor.memory = AMXT_MEMORY_CUDA;
+  REFUSED(AMXT_E_COMM_PROTOCOL, "rank 1 calls the first call in device memory",
+          amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
+}
+
+static void memory_of_two_kinds_is_named(void** state) {
+  (void)state;
+  setenv("AMXTRAIN_NCCL_LIBRARY", STUB, 1);
+  setenv("AMXTRAIN_CUDA_LIBRARY", STUB, 1);
+  on_ranks(2, 29654, memory_of_two_kinds);
+  unsetenv("AMXTRAIN_NCCL_LIBRARY");
+  unsetenv("AMXTRAIN_CUDA_LIBRARY");
 }
 
 static void bad_arguments_are_refused_by_name(void** state) {
@@ -484,6 +576,9 @@ int main(void) {
       cmocka_unit_test(device_memory_goes_by_nccl),
       cmocka_unit_test(a_receive_can_be_cancelled),
       cmocka_unit_test(a_call_cancelled_before_its_turn_is_told_to_the_others),
+      cmocka_unit_test(a_barrier_or_finalize_against_a_collective_is_named),
+      cmocka_unit_test(the_first_collective_can_be_cancelled),
+      cmocka_unit_test(memory_of_two_kinds_is_named),
       cmocka_unit_test(bad_arguments_are_refused_by_name),
       cmocka_unit_test(a_part_trains_no_model),
   };

@@ -122,6 +122,9 @@ static void bad_options_are_refused_by_name(void** state) {
   options.heartbeat_timeout_ns = 0;
   FAILS(AMXT_E_INVALID_ARGUMENT, "heartbeat_timeout_ns is 0",
         amxt_group_create(f->runtime, &options, out, &err));
+  options.heartbeat_timeout_ns = 1; /* every other rank would be lost at once */
+  FAILS(AMXT_E_INVALID_ARGUMENT, "heartbeat_timeout_ns is 1, not 100000000 or more",
+        amxt_group_create(f->runtime, &options, out, &err));
   amxt_group_options_init(&options, sizeof(options));
   options.allow_unauthenticated_data = 2;
   FAILS(AMXT_E_INVALID_ARGUMENT, "allow_unauthenticated_data is 2",

@@ -29,7 +29,7 @@ PROGRAMS = {
     "io": ["unit_io"],
     "comm": ["unit_comm", "ranks_comm_*"],
     "model": ["unit_model", "unit_train *Golden*"],  # its truth are the goldens, which a step computes
-    "store": ["unit_store"],
+    "store": ["unit_store", "unit_train *Nodes*"],  # what passes between nodes is tested by steps over nodes
     "checkpoint": ["unit_checkpoint"],
     "train": ["unit_train -*Golden*:*StepBits*", "unit_train *Golden*:*StepBits*"],
     "capi": ["capi_*"],
@@ -145,9 +145,21 @@ def key(mutation):
     return "\0".join([mutation["file"], mutation["before"], mutation["after"]])
 
 
+UNTRIED = "not tried yet"
+
+
+def read_table():
+    """What the table in README.md says, by area and reason; without those that were not tried."""
+    text = (HERE / "README.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (.+) \| (.+) \|$", text[text.index(BEGIN):text.index(END)], re.M)
+    return {(area, why): red for area, why, red in rows[1:] if red != UNTRIED}
+
+
 def write_table(mutations, known):
-    """Into README.md, from what is known of all mutations, of this run and of earlier ones."""
-    rows = [f"| {m['area']} | {m['why']} | {known.get(key(m)) or 'not tried yet'} |" for m in mutations]
+    """Into README.md, from what is known of all mutations: of this run, of earlier ones, of the table."""
+    table = read_table()
+    rows = [f"| {m['area']} | {m['why']} | "
+            f"{known.get(key(m)) or table.get((m['area'], m['why'])) or UNTRIED} |" for m in mutations]
     table = "\n".join([BEGIN, "", "| area | broken | first red |", "|---|---|---|", *rows, "", END])
     readme = HERE / "README.md"
     text = readme.read_text()
@@ -158,7 +170,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", required=True, type=Path, help="folder for the copy and its build")
     parser.add_argument("--area", action="append", choices=PROGRAMS, help="this rung alone; may be repeated")
-    parser.add_argument("--match", default="", help="only mutations whose file or reason contains this")
+    parser.add_argument("--match", action="append",
+                        help="only mutations whose file or reason contains this; may be repeated")
+    parser.add_argument("--untried", action="store_true",
+                        help="only mutations that the table in README.md has no result of")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--readme", action="store_true",
                         help="write what runs with this folder have shown into README.md")
@@ -168,9 +183,11 @@ def main():
     for area in PROGRAMS:
         if sum(m["area"] == area for m in mutations) < 5:
             raise Broken(f"area {area}: fewer than five mutations")
+    table = read_table()
     chosen = [m for m in mutations
               if (not arguments.area or m["area"] in arguments.area)
-              and (arguments.match in m["file"] or arguments.match in m["why"])]
+              and any(part in m["file"] or part in m["why"] for part in arguments.match or [""])
+              and not (arguments.untried and (m["area"], m["why"]) in table)]
     for mutation in chosen:
         place(SOURCE, mutation)
         if not mutation["file"].startswith(f"src/{mutation['area']}/"):

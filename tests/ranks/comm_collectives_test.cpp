@@ -1,5 +1,5 @@
-// Collectives among real processes of which one is killed at a random moment: the others end by name, in time, and nothing is left behind. This
-// executable is also the rank.
+// Collectives among real processes of which one is killed at a random moment: the others end by name, in time, and nothing is left behind.
+// This executable is also the rank.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -25,7 +25,7 @@ using ::testing::HasSubstr;
 using Limits = Collectives::Limits;
 
 // Collectives of all sizes, for ever.
-int play_collectives() {
+int play_collectives(const std::string&) {
   auto launch = find_launch({}, process_environment());
   if (!launch) report(launch.error());
   auto group = join(*launch, 30'000);
@@ -110,10 +110,5 @@ INSTANTIATE_TEST_SUITE_P(Layouts, CommCollectives,
 }  // namespace amxt::comm::test
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::string(argv[1]) == "rank") {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return amxt::comm::test::play_collectives();
-  }
-  ::testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return amxt::comm::test::run_tests_or_rank(argc, argv, amxt::comm::test::play_collectives);
 }

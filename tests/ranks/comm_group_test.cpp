@@ -4,11 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <cstring>
 #include <list>
 #include <map>
 #include <string>
@@ -340,10 +338,5 @@ TEST_F(CommGroupWithAgent, TheAgentsStoreStaysUsable) {
 }  // namespace amxt::comm::test
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return amxt::comm::test::play(argv[2]);
-  }
-  testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return amxt::comm::test::run_tests_or_rank(argc, argv, amxt::comm::test::play);
 }

@@ -4,13 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstring>
 #include <fstream>
 #include <list>
 #include <map>
@@ -516,6 +514,90 @@ TEST_F(CommNodesSecret, AFileThatOthersReadIsRefused) {
   EXPECT_THAT(failure.message, AllOf(HasSubstr(path), HasSubstr("0644")));
 }
 
+// Rank 0 serves the store: who has no secret in common with it never gets to the others.
+class CommNodesSecretStore : public CommNodesSecret {
+ protected:
+  // Where only strangers can be meant the other side must not end, but it says what it saw.
+  static constexpr const char* kNoProof = "did not prove the secret (AMXTRAIN_SECRET_FILE)";
+  Variables having(const std::string& path) const {
+    return {{"MASTER_ADDR", store_host_}, {"AMXTRAIN_SECRET_FILE", path}, {"JOIN_MS", "20000"}};
+  }
+  const std::string store_host_ = own_loopback();
+  const std::string secret_ = secret_file("a secret of some length");
+};
+
+TEST_F(CommNodesSecretStore, OneOnAnotherRankOnlyEndsBothAtOnce) {
+  RankProcess& zero = start("leave", 0, {0, 1}, having(""));
+  RankProcess& one = start("leave", 1, {0, 1}, having(secret_));
+  expect_all_to_fail(
+      {&zero, &one}, Code::kMismatch,
+      fmt::format("{} has a secret (AMXTRAIN_SECRET_FILE), rank 0 has none", name(1, one)),
+      10 * kSecond);
+}
+
+TEST_F(CommNodesSecretStore, WhoeverHasAnotherOrNoneEndsAtOnceAndRankZeroSaysSo) {
+  const std::string wrong = secret_file("another secret of a length");
+  for (const std::string& other : {wrong, std::string()}) {
+    Variables variables = having(secret_);
+    variables["JOIN_MS"] = "3000";
+    RankProcess& zero = start("leave", 0, {0, 1}, variables);
+    RankProcess& one = start("leave", 1, {0, 1}, having(other));
+    const auto ended = one.expect_error(2 * kSecond);
+    EXPECT_EQ(ended.code, Code::kMismatch);
+    EXPECT_THAT(ended.message,
+                HasSubstr(other.empty() ? "rank 0 asks for a secret, and this rank has none"
+                                        : "rank 0 does not have the same secret as this rank"));
+    EXPECT_THAT(zero.expect("log rank 0: refused", 2 * kSecond),
+                AllOf(HasSubstr("127."), HasSubstr(kNoProof)));
+    const auto late = zero.expect_error();
+    EXPECT_EQ(late.code, Code::kCommTimeout);
+    EXPECT_THAT(late.message,
+                AllOf(HasSubstr("rank 1 did not join"),
+                      HasSubstr("1 connection was refused because it did not prove the secret "
+                                "(AMXTRAIN_SECRET_FILE), the last from 127.")));
+  }
+}
+
+TEST_F(CommNodesSecretStore, AStrangerWithoutItEndsNothing) {
+  RankProcess& zero = start("leave", 0, {0, 1}, having(secret_));
+  TcpStoreClient::Options wrong;
+  wrong.secret = Secret("another secret of a length");
+  for (const auto& options : {TcpStoreClient::Options(), wrong}) {
+    const auto stranger =
+        TcpStoreClient::connect(store_host_, kPort, Deadline::after(kPatience), options);
+    ASSERT_FALSE(stranger);
+    EXPECT_EQ(stranger.error().code(), Code::kMismatch);
+  }
+  RankProcess& one = start("leave", 1, {0, 1}, having(secret_));
+  zero.expect("done");
+  one.expect("done");
+}
+
+TEST_F(CommNodesSecretStore, AFileThatCannotBeReadEndsBothAtOnceWhereThatNeedsNoProof) {
+  const std::string open_to_all = secret_file("a secret of some length"), empty = secret_file("");
+  chmod(open_to_all.c_str(), 0644);
+  for (const std::string& bad : {open_to_all, empty, std::string("/no/such/file")}) {
+    for (const int rank : {0, 1}) {
+      SCOPED_TRACE(fmt::format("{} on rank {}", bad, rank));
+      // Rank 0 can tell whoever comes; rank 1 can tell a rank 0 that asks for no secret.
+      const Variables others = having(rank == 0 ? secret_ : "");
+      RankProcess& zero = start("leave", 0, {0, 1}, rank == 0 ? having(bad) : others);
+      RankProcess& one = start("leave", 1, {0, 1}, rank == 1 ? having(bad) : others);
+      RankProcess& has_it = rank == 0 ? zero : one;
+      RankProcess& hears_it = rank == 0 ? one : zero;
+      const auto own = has_it.expect_error(10 * kSecond),
+                 heard = hears_it.expect_error(10 * kSecond);
+      EXPECT_THAT(own.message,
+                  HasSubstr(fmt::format("secret file '{}' (AMXTRAIN_SECRET_FILE)", bad)));
+      EXPECT_EQ(heard.rank, rank);
+      EXPECT_EQ(heard.code, own.code);
+      EXPECT_THAT(heard.message,
+                  AllOf(HasSubstr(fmt::format("rank {} (pid {}", rank, has_it.pid())),
+                        HasSubstr("gave up"), HasSubstr(own.message)));
+    }
+  }
+}
+
 // --- Machines with links between them ---
 
 class CommNetwork : public CommNodes {
@@ -692,10 +774,5 @@ TEST_F(CommMany, RandomKillsEndEveryRankAndLeaveNothing) {
 }  // namespace amxt::comm::test
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    return amxt::comm::test::play(argv[2]);
-  }
-  testing::InitGoogleTest(&argc, argv);
-  return RUN_ALL_TESTS();
+  return amxt::comm::test::run_tests_or_rank(argc, argv, amxt::comm::test::play);
 }

@@ -109,6 +109,7 @@ inline int play(const std::string& what) {
       if (round % 10 == 0) say("passed");
     }
   } else if (what == "barrier, late rank exchanges") {
+    report_unless(group->barrier(wait()));  // who hears of the mistake has joined
     if (victim) {
       auto all = group->exchange("payload", wait());
       report(all.error());

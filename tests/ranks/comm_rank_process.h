@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <optional>
 #include <string>
@@ -153,5 +154,15 @@ class RankProcess {
   Descriptor output_;
   std::string buffer_;
 };
+
+// The whole of main(): all tests, or as `<test> rank <what>` one rank, which ends with the test that started it.
+inline int run_tests_or_rank(int argc, char** argv, int (*play)(const std::string& what)) {
+  if (argc == 3 && std::strcmp(argv[1], "rank") == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return play(argv[2]);
+  }
+  testing::InitGoogleTest(&argc, argv);
+  return RUN_ALL_TESTS();
+}
 
 }  // namespace amxt::comm::test

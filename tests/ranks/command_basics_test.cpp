@@ -461,6 +461,15 @@ TEST_F(Command, PlansFromAConfigurationAlone) {
   EXPECT_GT(json.at("peak_bytes_per_rank").get<int64_t>(), 0);
   EXPECT_NEAR(json.at("peak_bytes_per_node").get<double>(),
               2 * json.at("peak_bytes_per_rank").get<double>(), 16);
+  const Finished nodes =
+      amxtrain({"plan", "--model", path("m"), "--ranks", "2", "--nodes", "3", "--seq-len", "64"});
+  EXPECT_THAT(nodes.out, AllOf(HasSubstr(" on 3 nodes of 2 ranks"), HasSubstr("a node")));
+  const Json several = Json::parse(amxtrain({"plan", "--model", path("m"), "--ranks", "2",
+                                             "--nodes", "3", "--seq-len", "64", "--json"})
+                                       .out);
+  EXPECT_EQ(several.at("ranks"), 6);
+  EXPECT_EQ(several.at("nodes"), 3);
+  expect_error(amxtrain({"plan", "--model", path("m"), "--nodes", "0"}), 2, {"--nodes"});
   // Weights are missing: training is another matter.
   expect_error(amxtrain({"train", "--model", path("m"), "--data", data(), "--output", path("o")}),
                1, {"m"});

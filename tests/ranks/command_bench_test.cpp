@@ -63,6 +63,30 @@ TEST_F(CommandBench, CollectivesCrossNodesByGloo) {
   expect_rows(amxtrain(as_nodes + kBench), "gloo", 2);
 }
 
+TEST_F(CommandBench, WithASecretDataGoesOverGlooOnlyWhereThatIsAllowed) {
+  write_text(path("secret"), "a secret of enough bytes");
+  fs::permissions(path("secret"), fs::perms::owner_read | fs::perms::owner_write);
+  const auto run = [&](const Arguments& more) {
+    return amxtrain(Arguments{"launch", "--nproc-per-node", "2", "--", "sh", "-c",
+                              "AMXTRAIN_NODE_ID=$RANK exec \"$@\"", "sh", kCommand} +
+                        kBench + more,
+                    {{"AMXTRAIN_SECRET_FILE", path("secret")}});
+  };
+  const Finished refused = run({});
+  EXPECT_NE(refused.code, 0) << refused;
+  EXPECT_TRUE(has(refused.err, "--allow-unauthenticated-data")) << refused;
+  EXPECT_EQ(refused.out, "") << "before anything is measured";
+  expect_rows(run({"--allow-unauthenticated-data"}), "gloo", 2);
+}
+
+TEST_F(CommandBench, RanksThatItStartsGetItsOptions) {
+  const Finished finished =
+      amxtrain(kBench + Arguments{"--log", "debug", "--connect-timeout", "60", "--threads", "1",
+                                  "--allow-unauthenticated-data"});
+  expect_rows(finished, "shm", 2);
+  EXPECT_TRUE(has(finished.err, "amxtrain: debug: ")) << finished;
+}
+
 TEST_F(CommandBench, CollectivesOfOneRankAreNone) {
   expect_rows(amxtrain(kBench + Arguments{"--ranks", "1"}), "none", 1);
 }

@@ -348,8 +348,30 @@ TEST_F(CommandLaunch, ASignalWhileRanksAreAwaitedEndsAtOnce) {
   // Rank 0 serves the others' meeting: when its port answers, it waits.
   ASSERT_TRUE(connects(address, kPatienceSeconds));
   alone.signal(SIGTERM);
-  EXPECT_EQ(alone.wait(10).code, 143);
+  const Finished finished = alone.wait(10);
+  EXPECT_EQ(finished.code, 143);
+  EXPECT_THAT(finished.err, HasSubstr("ended by Terminated while waiting for the other ranks"));
   EXPECT_FALSE(fs::exists(path("o")));
+}
+
+TEST_F(CommandLaunch, ARankThatNeverComesIsNamedAtTheDeadlineThatWasGiven) {
+  for (const Arguments& command :
+       {train_to("o"), Arguments{"bench", "collectives"}, Arguments{"bench", "step"},
+        Arguments{"eval", "--model", model_, "--data", data_}}) {
+    const Finished finished = amxtrain(command + Arguments{"--connect-timeout", "1"},
+                                       rank_variables(0, 2, own_loopback()));
+    expect_error(finished, 1, {"rank 1 did not join within the deadline"});
+    EXPECT_LT(finished.seconds, 20) << finished;
+  }
+}
+
+TEST_F(CommandLaunch, RankZeroSaysWhomItWaitsFor) {
+  const std::string address = own_loopback();
+  Process alone(Arguments{kCommand} + train_to("o"),
+                {rank_variables(0, 3, address), directory_.path(), {}});
+  EXPECT_TRUE(alone.wait_for("rank 0: waiting for ranks 1, 2 of 3 at " + address + ":29511", 1));
+  alone.signal(SIGTERM);
+  EXPECT_EQ(alone.wait(10).code, 143);
 }
 
 // --- Deaths -----------------------------------------------------------------------------------

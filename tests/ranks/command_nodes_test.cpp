@@ -1,10 +1,18 @@
 // The command over several nodes: training, checkpoints, resume, evaluation and deaths, by node ids on one machine and by real networks.
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <memory>
 #include <random>
+#include <set>
+#include <sstream>
 #include <thread>
 
 #include "command.h"
@@ -133,6 +141,7 @@ TEST_F(CommandNodes, AKilledRankEndsAllAndIsNamed) {
                   HasSubstr(fmt::format("rank {} (pid {}", victim,
                                         processes[static_cast<size_t>(victim)]->pid())))
           << finished;
+      EXPECT_EQ(error_lines(finished.err).size(), 1u) << "said once: " << finished;
     }
     const Finished verified = amxtrain({"verify", path(fmt::format("o{}/latest", victim))});
     EXPECT_EQ(verified.code, 0) << verified;
@@ -240,6 +249,148 @@ TEST_F(CommandNetworkNodes, ACutCableEndsBothSidesByTheHeartbeat) {
   }
   const Finished verified = amxtrain({"verify", path("o/latest")});
   EXPECT_EQ(verified.code, 0) << verified;
+}
+
+// --- Strangers at the ports -------------------------------------------------------------------
+
+// AMXTRAIN_TEST_ATTACK_SECONDS makes it longer.
+double attack_seconds() {
+  const char* const seconds = std::getenv("AMXTRAIN_TEST_ATTACK_SECONDS");
+  return seconds != nullptr ? std::atof(seconds) : 2;
+}
+
+int64_t resident_kib(pid_t process) {
+  const std::string status = contents(fmt::format("/proc/{}/status", process));
+  const size_t at = status.find("VmRSS:");
+  return at == std::string::npos ? 0 : std::atoll(status.c_str() + at + 6);
+}
+
+// The TCP addresses that a process listens at.
+std::vector<sockaddr_in> listened_at(pid_t process) {
+  std::set<std::string> inodes;
+  std::error_code gone;
+  for (const auto& file : fs::directory_iterator(fmt::format("/proc/{}/fd", process), gone)) {
+    const std::string target = fs::read_symlink(file, gone).string();
+    if (target.starts_with("socket:[")) inodes.insert(target.substr(8, target.size() - 9));
+  }
+  std::vector<sockaddr_in> found;
+  std::istringstream table(contents(fmt::format("/proc/{}/net/tcp", process)));
+  for (std::string line; std::getline(table, line);) {
+    unsigned ip = 0, port = 0, state = 0, inode = 0;
+    const int fields = std::sscanf(line.c_str(), " %*d: %x:%x %*x:%*x %x %*s %*s %*s %*s %*s %u",
+                                   &ip, &port, &state, &inode);
+    constexpr unsigned kListens = 0x0A;
+    if (fields != 4 || state != kListens || inodes.count(std::to_string(inode)) == 0) continue;
+    sockaddr_in name{};
+    name.sin_family = AF_INET;
+    name.sin_addr.s_addr = ip;
+    name.sin_port = htons(static_cast<uint16_t>(port));
+    found.push_back(name);
+  }
+  return found;
+}
+
+// Noise, huge lengths and connections that say nothing, at every port of some processes.
+class Strangers {
+ public:
+  explicit Strangers(uint64_t seed) : random_(seed) {}
+  void attack(const std::vector<pid_t>& processes) {
+    for (const pid_t process : processes) {
+      for (const sockaddr_in& name : listened_at(process)) {
+        for (int kind = 0; kind < 4; ++kind) visit(name, kind);
+      }
+    }
+  }
+  ~Strangers() {
+    for (const int socket : held_) close(socket);
+  }
+  int64_t visits() const { return visits_; }
+
+ private:
+  void visit(const sockaddr_in& name, int kind) {
+    const int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    connect(client, reinterpret_cast<const sockaddr*>(&name), sizeof(name));
+    pollfd entry{client, POLLOUT, 0};
+    if (poll(&entry, 1, 100) == 1 && (entry.revents & POLLERR) == 0) ++visits_;
+    const std::string greeting("\x00\xce\xf7\x85\x3c", 5);  // of a store's client
+    const std::string huge(16, '\xff');
+    std::string bytes;
+    if (kind == 0) bytes = noise();
+    if (kind == 1) bytes = greeting + static_cast<char>(random_() % 20) + huge + noise();
+    if (kind == 2) bytes = huge + noise();
+    (void)send(client, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    held_.push_back(client);
+    if (held_.size() < 300) return;
+    close(held_.front());
+    held_.pop_front();
+  }
+  std::string noise() {
+    std::string bytes(random_() % 20'000, '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random_());
+    return bytes;
+  }
+
+  std::mt19937_64 random_;
+  std::deque<int> held_;
+  int64_t visits_ = 0;
+};
+
+TEST_F(CommandNodes, StrangersBeforeTheOthersComeDisturbNobodyAndTrainingHasNoPorts) {
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  const std::string address = own_loopback();
+  const std::vector<int> nodes = {0, 1};
+  const Arguments arguments = train_to("o", {"--steps", "1000000", "--save-steps", "2",
+                                             "--schedule", "constant", "--accumulate", "1"});
+  const auto start_rank = [&](int rank) {
+    return std::make_unique<Process>(
+        Arguments{kCommand} + arguments,
+        ProcessOptions{variables(nodes, rank, address), directory_.path(), {}});
+  };
+  Strangers strangers(seed);
+  const auto zero = start_rank(0);
+  int64_t before = 0;
+  for (const double end = seconds_now() + attack_seconds(); seconds_now() < end;) {
+    strangers.attack({zero->pid()});
+    if (strangers.visits() > 0 && before == 0) before = resident_kib(zero->pid());
+    poll(nullptr, 0, 2);
+  }
+  EXPECT_GT(strangers.visits(), 100) << "its store and its control port were found";
+  EXPECT_LT(resident_kib(zero->pid()) - before, 100 << 10) << "what it holds is bounded";
+  const auto one = start_rank(1);
+  ASSERT_TRUE(zero->wait_for("saved", 1));
+  for (const auto* process : {zero.get(), one.get()}) {
+    EXPECT_TRUE(listened_at(process->pid()).empty()) << "a port is open while it trains";
+  }
+  zero->signal(SIGTERM);
+  EXPECT_NE(zero->wait(kPatienceSeconds).code, 0);
+  EXPECT_NE(one->wait(kPatienceSeconds).code, 0);
+}
+
+TEST_F(CommandNodes, StrangersWhileAllPortsAreOpenEndTheStartByNameOrNotAtAll) {
+  const uint64_t seed = std::random_device()();
+  SCOPED_TRACE(fmt::format("seed {}", seed));
+  int started = 0, refused = 0;
+  const double end = seconds_now() + attack_seconds();
+  do {
+    auto processes =
+        start({0, 1}, train_to(fmt::format("o{}", started + refused),
+                               {"--steps", "2", "--save-steps", "0", "--connect-timeout", "30"}));
+    Strangers strangers(seed + static_cast<uint64_t>(started + refused));
+    const double begin = seconds_now();
+    const std::vector<pid_t> pids = {processes[0]->pid(), processes[1]->pid()};
+    while (!listened_at(pids[0]).empty() || seconds_now() < begin + 1.5) strangers.attack(pids);
+    int failed = 0;
+    for (const auto& process : processes) {
+      const Finished finished = process->wait(kPatienceSeconds);
+      if (finished.code == 0) continue;
+      ++failed;
+      EXPECT_EQ(error_lines(finished.err).size(), 1u) << finished;
+    }
+    EXPECT_TRUE(failed == 0 || failed == 2) << failed;
+    ++(failed == 0 ? started : refused);
+  } while (seconds_now() < end);
+  std::printf("%d started under attack, %d were ended by a named error\n", started, refused);
 }
 
 TEST_F(CommandNodes, AnOutputThatANodeDoesNotSeeIsNamed) {

@@ -96,6 +96,10 @@ class ByWayOfGpu final : public comm::Collectives {
     AMXT_TRY(inner_->all_reduce(from.data, to.data, count, dtype, op, limits));
     return finish(to, receive, limits);
   }
+  Status exchange(const comm::CollectiveCall& call, const void* own, void* all, int64_t bytes,
+                  const Limits& limits) override {
+    return inner_->exchange(call, own, all, bytes, limits);
+  }
   Status all_gather(const void* send, void* receive, std::span<const int64_t> counts, DType dtype,
                     const Limits& limits) override {
     Buffer from(*gpu_, send, own(counts), dtype), to(*gpu_, nullptr, sum(counts), dtype);

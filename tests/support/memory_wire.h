@@ -32,6 +32,7 @@ class MemoryWire final : public comm::Wire {
     std::condition_variable changed;
     std::map<std::tuple<int, int, uint64_t>, std::shared_ptr<Post>> waiting;  // from, to, tag
     int lost = -1;  // a rank that closed its wire: the end of all of them here
+    std::unique_ptr<Error> why;
   };
 
   MemoryWire(int rank, std::shared_ptr<Exchange> exchange, std::function<Status()> check)
@@ -42,11 +43,11 @@ class MemoryWire final : public comm::Wire {
   const char* name() const override { return "memory"; }
 
   Result<Pending> send(int rank, uint64_t tag, const void* data, int64_t bytes) override {
-    counters_.sent_bytes += bytes;
+    sent_bytes_ += bytes;
     return post(rank_, rank, tag, data, nullptr, bytes);
   }
   Result<Pending> receive(int rank, uint64_t tag, void* data, int64_t bytes) override {
-    counters_.received_bytes += bytes;
+    received_bytes_ += bytes;
     return post(rank, rank_, tag, nullptr, data, bytes);
   }
   Status wait(Transfer& transfer, Deadline deadline, const std::atomic<bool>* cancel) override {
@@ -74,14 +75,15 @@ class MemoryWire final : public comm::Wire {
     }
     return {};
   }
-  Counters counters() const override { return counters_; }
+  Counters counters() const override { return {sent_bytes_, received_bytes_, 0}; }
   Status check() override {
     const std::lock_guard lock(exchange_->mutex);
     if (exchange_->lost >= 0) return gone();
     return {};
   }
-  void close() override {
+  void close(const Error* why = nullptr) override {
     const std::lock_guard lock(exchange_->mutex);
+    if (exchange_->lost < 0 && why != nullptr) exchange_->why = std::make_unique<Error>(*why);
     exchange_->lost = rank_;
     exchange_->waiting.clear();
     exchange_->changed.notify_all();
@@ -95,6 +97,7 @@ class MemoryWire final : public comm::Wire {
   };
 
   Error gone() const {
+    if (exchange_->why) return *exchange_->why;
     return Error(Code::kCommPeerLost,
                  "rank " + std::to_string(exchange_->lost) + " closed its wire")
         .with_rank(exchange_->lost);
@@ -127,7 +130,7 @@ class MemoryWire final : public comm::Wire {
   const int rank_;
   const std::shared_ptr<Exchange> exchange_;
   const std::function<Status()> check_;
-  Counters counters_;
+  std::atomic<int64_t> sent_bytes_{0}, received_bytes_{0};
 };
 
 }  // namespace amxt::test

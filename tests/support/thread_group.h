@@ -1,6 +1,6 @@
-// Ranks as threads of one test: ThreadGroups(world).run(body) runs body(group) on a thread for each rank, each with a Group over real shared
-// memory (every rank maps its own view). ThreadGroups(nodes), with the node of each rank, splits them over several nodes: shared memory reaches
-// the ranks of one node only, and a wire of this process' own memory joins the nodes.
+// Ranks as threads of one test: ThreadGroups(world).run(body) runs body(group) on a thread for each rank, each with a Group over real
+// shared memory (every rank maps its own view). ThreadGroups(nodes), with the node of each rank, splits them over several nodes: shared
+// memory reaches the ranks of one node only, and a wire of this process' own memory joins the nodes.
 #pragma once
 
 #include <condition_variable>
@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -37,7 +38,7 @@ class ThreadGroups {
 
   // Instead of the memory wire.
   using WireMaker =
-      std::function<Result<std::unique_ptr<comm::Wire>>(comm::Group&, Deadline deadline)>;
+      std::function<Result<std::unique_ptr<comm::Wire>>(comm::Group&, const comm::Limits& limits)>;
   void set_wire_maker(WireMaker maker) { wire_maker_ = std::move(maker); }
 
   // Runs body on every rank and waits for all.
@@ -64,8 +65,8 @@ class ThreadGroups {
     }
     const comm::LaunchInfo& launch() const override { return launch_; }
     const comm::Nodes& nodes() const override { return all_->nodes_; }
-    Result<std::unique_ptr<comm::Wire>> make_wire(Deadline deadline) override {
-      if (all_->wire_maker_) return all_->wire_maker_(*this, deadline);
+    Result<std::unique_ptr<comm::Wire>> make_wire(const comm::Limits& limits) override {
+      if (all_->wire_maker_) return all_->wire_maker_(*this, limits);
       const int index = wires_++;
       std::shared_ptr<MemoryWire::Exchange> exchange;
       {
@@ -74,7 +75,7 @@ class ThreadGroups {
         if (!slot) slot = std::make_shared<MemoryWire::Exchange>();
         exchange = slot;
       }
-      AMXT_TRY(barrier(deadline));
+      AMXT_TRY(barrier(limits));
       return std::unique_ptr<comm::Wire>(
           std::make_unique<MemoryWire>(rank(), std::move(exchange), [this] { return check(); }));
     }
@@ -87,7 +88,8 @@ class ThreadGroups {
       const Listener& listener = all_->listeners_[static_cast<size_t>(to)];
       if (listener) listener(rank(), message);
     }
-    Result<comm::SharedMemory> share(std::string_view, int64_t bytes, Deadline deadline) override {
+    Result<comm::SharedMemory> share(std::string_view, int64_t bytes,
+                                     const comm::Limits& limits) override {
       const int index = shares_++;
       std::shared_ptr<comm::Descriptor> file;
       {
@@ -100,21 +102,18 @@ class ThreadGroups {
         file = slot;
       }
       AMXT_ASSIGN(std::byte * data, comm::map_memory_file(*file, bytes));
-      AMXT_TRY(barrier(deadline));
+      AMXT_TRY(barrier(limits));
       return adopt(data, bytes);
     }
-    Status barrier(Deadline deadline, const std::atomic<bool>* cancel = nullptr) override {
-      (void)cancel;
-      return all_->wait(deadline);
-    }
+    Status barrier(const comm::Limits& limits) override { return all_->wait(limits); }
     Result<std::vector<std::string>> exchange(std::string_view payload,
-                                              Deadline deadline) override {
+                                              const comm::Limits& limits) override {
       {
         std::lock_guard lock(all_->mutex_);
         all_->payloads_[exchanges_ & 1].resize(static_cast<size_t>(all_->world_));
         all_->payloads_[exchanges_ & 1][static_cast<size_t>(rank())] = payload;
       }
-      AMXT_TRY(all_->wait(deadline));
+      AMXT_TRY(all_->wait(limits));
       std::vector<std::string> payloads;
       {
         std::lock_guard lock(all_->mutex_);
@@ -122,6 +121,16 @@ class ThreadGroups {
       }
       ++exchanges_;
       return payloads;
+    }
+    void tell_end(uint64_t what, const Error& why) override {
+      std::lock_guard lock(all_->mutex_);
+      all_->ends_.emplace(what, why);
+    }
+    std::optional<Error> end_of(uint64_t what) const override {
+      std::lock_guard lock(all_->mutex_);
+      const auto found = all_->ends_.find(what);
+      if (found == all_->ends_.end()) return std::nullopt;
+      return found->second;
     }
     Status check() const override {
       std::lock_guard lock(all_->mutex_);
@@ -133,7 +142,7 @@ class ThreadGroups {
       all_->aborted_ = reason;
       all_->changed_.notify_all();
     }
-    Status finalize(Deadline deadline) override { return barrier(deadline); }
+    Status finalize(const comm::Limits& limits) override { return barrier(limits); }
     bool oversubscribed() const override { return true; }
 
    private:
@@ -144,7 +153,7 @@ class ThreadGroups {
     int exchanges_ = 0;
   };
 
-  Status wait(Deadline deadline) {
+  Status wait(const comm::Limits& limits) {
     std::unique_lock lock(mutex_);
     const uint64_t seen = generation_;
     if (++arrived_ == world_) {
@@ -155,9 +164,14 @@ class ThreadGroups {
     }
     while (generation_ == seen) {
       if (!aborted_.empty()) return Error(Code::kCommAborted, aborted_);
-      if (deadline.passed())
+      if (limits.cancelled()) {
+        aborted_ = "a rank of the test cancelled its wait";
+        changed_.notify_all();
+        return Error(Code::kCancelled, "cancelled");
+      }
+      if (limits.deadline.passed())
         return Error(Code::kCommTimeout, "a rank of the test did not come to a barrier");
-      changed_.wait_for(lock, std::chrono::milliseconds(50));
+      changed_.wait_for(lock, std::chrono::milliseconds(limits.cancel != nullptr ? 5 : 50));
     }
     return {};
   }
@@ -169,6 +183,7 @@ class ThreadGroups {
   int arrived_ = 0;
   uint64_t generation_ = 0;
   std::string aborted_;
+  std::map<uint64_t, Error> ends_;                                          // by what has ended
   std::map<std::pair<int, int>, std::shared_ptr<comm::Descriptor>> files_;  // by node
   std::map<int, std::shared_ptr<MemoryWire::Exchange>> wires_;
   comm::Nodes nodes_;

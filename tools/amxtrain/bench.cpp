@@ -207,6 +207,7 @@ Run add_bench(CLI::App& app) {
   collectives->add_option("--repeat", between->repeat, "Measurements of each (default 7)")
       ->transform(whole(1, 10'000));
   add_common_options(*collectives, options->common);
+  add_group_options(*collectives, options->common);
   auto products = std::make_shared<GemmBench>();
   gemm->add_flag("--json", products->as_json, "Print JSON");
   gemm->add_option(

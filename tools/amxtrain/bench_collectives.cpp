@@ -48,7 +48,12 @@ amxt_tensor floats(std::vector<float>& data, int64_t count) {
   words.insert(words.end(), {"--bytes", fmt::format("{}", fmt::join(options.sizes, ","))});
   if (options.as_json) words.emplace_back("--json");
   if (common.threads) words.insert(words.end(), {"--threads", std::to_string(*common.threads)});
-  if (common.log_level) words.insert(words.end(), {"--log-level", *common.log_level});
+  if (common.log_level) words.insert(words.end(), {"--log", *common.log_level});
+  if (common.allow_unauthenticated_data) words.emplace_back("--allow-unauthenticated-data");
+  if (common.connect_timeout_seconds) {
+    words.insert(words.end(),
+                 {"--connect-timeout", std::to_string(*common.connect_timeout_seconds)});
+  }
   std::vector<char*> arguments;
   for (std::string& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -154,8 +159,8 @@ void measure(amxt_group* group, const CollectivesBench& options) {
        },
        2 * P}};
 
+  all[0].run(ranks);  // connects, or says at once why it does not
   const double memory = triad(group);
-  all[0].run(ranks);  // connects
   const Json info =
       json([&](char** text, amxt_error* error) { return amxt_group_info(group, text, error); });
   const auto transport = info.at("collectives").at("transport").get<std::string>();

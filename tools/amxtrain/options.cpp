@@ -126,6 +126,9 @@ void add_common_options(CLI::App& app, CommonOptions& options) {
 void add_group_options(CLI::App& app, CommonOptions& options) {
   app.add_flag("--allow-unauthenticated-data", options.allow_unauthenticated_data,
                "With AMXTRAIN_SECRET_FILE and several nodes: let data go over gloo all the same");
+  app.add_option("--connect-timeout", options.connect_timeout_seconds,
+                 "Seconds for all ranks to be there (default 300)")
+      ->transform(whole(1, 1'000'000));
 }
 
 void add_data_options(CLI::App& app, DataOptions& options) {
@@ -322,8 +325,10 @@ void print_plan(const Json& plan) {
         fmt::format("{} {} {}", padded(name, 30), padded_left(rank, 12), padded_left(node, 12)));
   };
   auto bytes = [](const Json& value) { return bytes_text(value.get<double>()); };
-  const auto ranks = plan.at("ranks").get<double>();
-  row("", "a rank", "the node");
+  // Of the largest node.
+  const auto all_ranks = plan.at("ranks").get<int64_t>(), nodes = plan.at("nodes").get<int64_t>();
+  const auto ranks = static_cast<double>((all_ranks + nodes - 1) / nodes);
+  row("", "a rank", nodes > 1 ? "a node" : "the node");
   for (const Json& part : plan.at("parts")) {
     const auto size = part.at("bytes").get<double>();
     const bool shared = part.at("shared").get<bool>();

@@ -14,7 +14,7 @@ struct PlanOptions {
   CommonOptions common;
   TrainerFlags flags;
   std::string model;
-  int32_t ranks = 1;
+  int32_t ranks = 1, nodes = 1;
   bool as_json = false;
 };
 
@@ -26,7 +26,8 @@ int run_plan(const PlanOptions& options) {
     return amxt_model_open(session.runtime(), options.model.c_str(), out, error);
   });
   amxt_plan_options plan_options = AMXT_PLAN_OPTIONS_INIT;
-  plan_options.ranks = options.ranks;
+  plan_options.ranks = options.ranks * options.nodes;
+  plan_options.nodes = options.nodes;
   if (options.common.threads) plan_options.threads = *options.common.threads;
   if (options.flags.memory_limit) plan_options.node_memory_bytes = *options.flags.memory_limit;
   const Plan plan = make<Plan>([&](amxt_plan** out, amxt_error* error) {
@@ -37,10 +38,12 @@ int run_plan(const PlanOptions& options) {
   if (options.as_json) {
     print_line(result.dump(2));
   } else {
-    print_line(fmt::format("{}: {} on {}, {} a step", options.model,
-                           counted(result.at("parameters").get<int64_t>(), "parameter"),
-                           counted(options.ranks, "rank"),
-                           counted(result.at("waves").get<int64_t>(), "wave")));
+    const std::string ranks = counted(options.ranks, "rank");
+    print_line(fmt::format(
+        "{}: {} on {}, {} a step", options.model,
+        counted(result.at("parameters").get<int64_t>(), "parameter"),
+        options.nodes == 1 ? ranks : fmt::format("{} of {}", counted(options.nodes, "node"), ranks),
+        counted(result.at("waves").get<int64_t>(), "wave")));
     for (const Json& note : result.at("notes")) print_line("  " + note.get<std::string>());
     print_plan(result);
   }
@@ -54,8 +57,9 @@ Run add_plan(CLI::App& app) {
   CLI::App* plan = app.add_subcommand("plan", "Tells what memory training would need");
   auto options = std::make_shared<PlanOptions>();
   plan->add_option("--model", options->model, "Model directory; config.json is enough")->required();
-  plan->add_option("--ranks", options->ranks, "Processes on this machine (default 1)")
-      ->transform(whole(1, 1 << 16));
+  plan->add_option("--ranks", options->ranks, "Processes on each machine (default 1)")
+      ->transform(whole(1, 1024));
+  plan->add_option("--nodes", options->nodes, "Machines (default 1)")->transform(whole(1, 1024));
   add_size_options(*plan, options->flags);
   plan->add_flag("--json", options->as_json, "Print JSON");
   add_common_options(*plan, options->common);

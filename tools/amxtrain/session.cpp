@@ -23,6 +23,7 @@ namespace {
 std::atomic<int> taken{0};
 std::mutex current_mutex;
 amxt_runtime* current = nullptr;  // whose calls a signal cancels; null: it ends the process at once
+std::atomic<bool> awaits_ranks{false};
 
 void on_log(int32_t level, const char* line, void*) {
   const char* const words[] = {"error: ", "warning: ", "", "debug: "};
@@ -104,7 +105,11 @@ void signal_loop(sigset_t signals) {
   taken = number;
   {
     std::lock_guard lock(current_mutex);
-    if (current == nullptr) _exit(128 + number);
+    if (current == nullptr) {
+      error_line(fmt::format("amxtrain: ended by {}{}", strsignal(number),
+                             awaits_ranks ? " while waiting for the other ranks" : ""));
+      _exit(128 + number);
+    }
   }
   error_line(fmt::format("amxtrain: {}: ending; once more ends at once", strsignal(number)));
   for (;;) {
@@ -152,11 +157,18 @@ Session::~Session() {
 Group join_group(const Session& session) {
   // Waiting for the other ranks, which may take minutes: there is nothing to lose yet.
   const Current nothing(nullptr);
+  awaits_ranks = true;
   amxt_group_options options = AMXT_GROUP_OPTIONS_INIT;
   options.allow_unauthenticated_data = session.options().allow_unauthenticated_data ? 1 : 0;
+  if (const auto seconds = session.options().connect_timeout_seconds) {
+    options.connect_timeout_ns = AMXT_SECONDS(*seconds);
+  }
   try {
     return make<Group>([&](amxt_group** out, amxt_error* error) {
-      return amxt_group_create_from_env(session.runtime(), &options, out, error);
+      const amxt_status status =
+          amxt_group_create_from_env(session.runtime(), &options, out, error);
+      awaits_ranks = false;
+      return status;
     });
   } catch (const Failure& failure) {
     throw failure.not_of_usage();  // the environment is the launcher's

@@ -105,7 +105,9 @@ Json json(F&& f) {
 struct CommonOptions {
   std::optional<int32_t> threads;
   std::optional<std::string> log_level;
-  bool allow_unauthenticated_data = false;  // of those that join a group
+  // Of those that join a group.
+  bool allow_unauthenticated_data = false;
+  std::optional<int64_t> connect_timeout_seconds;
 };
 
 class Session {

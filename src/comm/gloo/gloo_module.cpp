@@ -1,6 +1,6 @@
 // The module around Gloo. Its classes are derived from those of Gloo's TCP transport for three reasons. Gloo throws in its own I/O thread,
-// where nobody can catch, so every event is handled inside a try block. Its waits close all connections when their time is up, so waiting is
-// done here, in slices. And it does not tell a transfer that is half done of a lost connection, so each connection keeps a flag.
+// where nobody can catch, so every event is handled inside a try block. Its waits close all connections when their time is up, so waiting
+// is done here, in slices. And it does not tell a transfer that is half done of a lost connection, so each connection keeps a flag.
 #include "comm/gloo_module.h"
 
 #include <dirent.h>
@@ -166,11 +166,105 @@ class GuardedBuffer final : public tcp::UnboundBuffer {
   }
 };
 
+#if AMXT_GLOO_ONE_LISTENER
+class NoEvents final : public tcp::Handler {
+ public:
+#ifdef AMXT_GLOO_EVENTS_WITH_LOOP
+  void handleEvents(tcp::Loop&, int) override {}
+#else
+  void handleEvents(int) override {}
+#endif
+};
+
+class Descriptor {
+ public:
+  explicit Descriptor(int fd) : fd_(fd) {}
+  ~Descriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+bool is_listening(int fd) {
+  int listening = 0;
+  socklen_t size = sizeof listening;
+  return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) == 0 && listening != 0;
+}
+
+// Visits the numbers of this process' sockets that have the local address: a listener and what it accepted. Each as a copy too, which
+// stays what it is when another thread closes the number and it is taken anew.
+template <typename Visit>
+void for_sockets_at(const sockaddr_storage& address, Visit&& visit) {
+  DIR* folder = opendir("/proc/self/fd");
+  if (folder == nullptr) return;
+  while (const dirent* entry = readdir(folder)) {
+    const int fd = std::atoi(entry->d_name);
+    sockaddr_storage bound{};
+    socklen_t length = sizeof bound;
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &length) != 0) continue;
+    const Descriptor copy(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    length = sizeof bound;
+    if (copy.get() < 0 ||
+        getsockname(copy.get(), reinterpret_cast<sockaddr*>(&bound), &length) != 0)
+      continue;
+    const size_t compared =
+        bound.ss_family == AF_INET ? offsetof(sockaddr_in, sin_zero) : sizeof(sockaddr_in6);
+    if (bound.ss_family == address.ss_family && std::memcmp(&bound, &address, compared) == 0)
+      visit(fd, copy.get());
+  }
+  closedir(folder);
+}
+
+// Returns when Gloo's thread is through with what it was doing.
+void wait_for_loop(tcp::Device& device) {
+  const Descriptor silent(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  NoEvents no_events;
+  std::string why;
+  guarded(&why, [&] {
+    device.registerDescriptor(silent.get(), EPOLLIN, &no_events);
+    device.unregisterDescriptor(silent.get(), &no_events);
+  });
+}
+
+// A stranger who connected and said nothing is waited for by an operation that holds Gloo's loop. Were it the last to do so, the loop's
+// thread would join itself, which ends the process. So strangers are shown out before the device goes; false when one is still there.
+bool show_strangers_out(tcp::Device& device, const sockaddr_storage& address) {
+  constexpr int kAttempts = 100;
+  for (int attempt = 0; attempt < kAttempts; ++attempt) {
+    bool any = false;
+    for_sockets_at(address, [&](int, int copy) {
+      if (is_listening(copy)) return;
+      any = true;
+      shutdown(copy, SHUT_RDWR);
+    });
+    wait_for_loop(device);
+    if (!any) return true;
+  }
+  return false;
+}
+#endif
+
 // What a mesh and its transfers share. Buffers whose transfer was dropped before its end stay until the mesh is closed: Gloo would look
 // for them without a pause.
 struct Shared {
+  ~Shared() {
+    context.reset();
+#if AMXT_GLOO_ONE_LISTENER
+    // What cannot be ended is better left.
+    if (device && !show_strangers_out(*device, listener)) new std::shared_ptr(device);
+#endif
+  }
+
   std::shared_ptr<tcp::Device> device;
   std::shared_ptr<GuardedContext> context;
+#if AMXT_GLOO_ONE_LISTENER
+  sockaddr_storage listener{};
+#endif
   std::mutex mutex;
   bool closed = false;
   std::vector<std::unique_ptr<GuardedBuffer>> dropped;
@@ -224,40 +318,6 @@ class Transfer final : public GlooTransfer {
   std::unique_ptr<GuardedBuffer> buffer_;
 };
 
-#if AMXT_GLOO_ONE_LISTENER
-class NoEvents final : public tcp::Handler {
- public:
-#ifdef AMXT_GLOO_EVENTS_WITH_LOOP
-  void handleEvents(tcp::Loop&, int) override {}
-#else
-  void handleEvents(int) override {}
-#endif
-};
-
-// The descriptor of the socket that listens at `address`, or -1.
-int find_listener(const sockaddr_storage& address) {
-  int found = -1;
-  DIR* folder = opendir("/proc/self/fd");
-  if (folder == nullptr) return -1;
-  while (const dirent* entry = readdir(folder)) {
-    const int fd = std::atoi(entry->d_name);
-    sockaddr_storage bound{};
-    socklen_t length = sizeof bound;
-    int listening = 0;
-    socklen_t size = sizeof listening;
-    if (getsockname(fd, reinterpret_cast<sockaddr*>(&bound), &length) != 0 ||
-        getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0 || listening == 0)
-      continue;
-    const size_t compared =
-        bound.ss_family == AF_INET ? offsetof(sockaddr_in, sin_zero) : sizeof(sockaddr_in6);
-    if (bound.ss_family == address.ss_family && std::memcmp(&bound, &address, compared) == 0)
-      found = fd;
-  }
-  closedir(folder);
-  return found;
-}
-#endif
-
 class Mesh final : public GlooMesh {
  public:
   Mesh(int rank, int size, int64_t timeout_ms)
@@ -299,8 +359,9 @@ class Mesh final : public GlooMesh {
         addresses->resize(address_bytes_ * static_cast<size_t>(peer));
         addresses->append(bytes.begin(), bytes.end());
 #if AMXT_GLOO_ONE_LISTENER
-        listener_ = dynamic_cast<const tcp::Address&>(pairs_[static_cast<size_t>(peer)]->address())
-                        .getSockaddr();
+        shared_->listener =
+            dynamic_cast<const tcp::Address&>(pairs_[static_cast<size_t>(peer)]->address())
+                .getSockaddr();
 #endif
       }
       addresses->resize(address_bytes_ * static_cast<size_t>(size_));
@@ -322,16 +383,17 @@ class Mesh final : public GlooMesh {
   void stop_listening() override {
 #if AMXT_GLOO_ONE_LISTENER
     // The device keeps its listener and its number for life: another, silent descriptor takes that number.
-    const int fd = find_listener(listener_);
-    if (fd < 0) return;
-    const int silent = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (silent < 0) return;
+    int listener = -1;
+    for_sockets_at(shared_->listener, [&](int fd, int copy) {
+      if (is_listening(copy)) listener = fd;
+    });
+    const Descriptor silent(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (listener < 0 || silent.get() < 0) return;
     std::string why;
     guarded(&why, [&] {
-      dup3(silent, fd, O_CLOEXEC);
-      shared_->device->registerDescriptor(fd, EPOLLIN, &no_events_);
+      dup3(silent.get(), listener, O_CLOEXEC);
+      shared_->device->registerDescriptor(listener, EPOLLIN, &no_events_);
     });
-    ::close(silent);
 #endif
   }
 
@@ -392,7 +454,6 @@ class Mesh final : public GlooMesh {
   std::vector<GuardedPair*> pairs_;  // owned by the context
   std::shared_ptr<Shared> shared_;
 #if AMXT_GLOO_ONE_LISTENER
-  sockaddr_storage listener_{};
   NoEvents no_events_;
 #endif
 };

@@ -58,30 +58,32 @@ class ThreadGroup final : public comm::Group {
 
   const comm::LaunchInfo& launch() const override { return launch_; }
   const comm::Nodes& nodes() const override { return nodes_; }
-  Result<std::unique_ptr<comm::Wire>> make_wire(Deadline) override {
+  Result<std::unique_ptr<comm::Wire>> make_wire(const comm::Limits&) override {
     return Error(Code::kInvalidState, "one node");
   }
   void set_listener(Listener) override {}
   void post(int, std::string_view) override {}
-  Result<comm::SharedMemory> share(std::string_view, int64_t bytes, Deadline deadline) override {
+  Result<comm::SharedMemory> share(std::string_view, int64_t bytes,
+                                   const comm::Limits& limits) override {
     int fd = -1;
     if (rank() == 0) {
       fd = memfd_create("test", MFD_CLOEXEC);
       if (ftruncate(fd, bytes) != 0) return Error(Code::kOutOfMemory, "ftruncate");
     }
-    AMXT_ASSIGN(const auto all, exchange(std::to_string(fd), deadline));
+    AMXT_ASSIGN(const auto all, exchange(std::to_string(fd), limits));
     void* data = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED,
                       std::stoi(all[0]), 0);
     if (data == MAP_FAILED) return Error(Code::kOutOfMemory, "mmap");
-    AMXT_TRY(barrier(deadline));
+    AMXT_TRY(barrier(limits));
     if (rank() == 0) close(fd);
     return adopt(static_cast<std::byte*>(data), bytes);
   }
-  Status barrier(Deadline deadline, const std::atomic<bool>* = nullptr) override {
-    AMXT_TRY(exchange("", deadline));
+  Status barrier(const comm::Limits& limits) override {
+    AMXT_TRY(exchange("", limits));
     return {};
   }
-  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline) override {
+  Result<std::vector<std::string>> exchange(std::string_view payload,
+                                            const comm::Limits&) override {
     if (payload.size() > 65536)
       return Error(Code::kInvalidArgument, "a payload of more than 64 KiB");
     auto all = meeting_->meet(rank(), std::string(payload));
@@ -90,7 +92,7 @@ class ThreadGroup final : public comm::Group {
   }
   Status check() const override { return {}; }
   void abort(std::string_view) override {}
-  Status finalize(Deadline deadline) override { return barrier(deadline); }
+  Status finalize(const comm::Limits& limits) override { return barrier(limits); }
   bool oversubscribed() const override { return false; }
 
  private:

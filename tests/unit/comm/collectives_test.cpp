@@ -56,8 +56,9 @@ struct Case {
     if (on_gpus && test::real_nccl() && world > test::Gpu().count()) return;
     test::ThreadGroups groups(nodes(world));
     if (over_gloo) {
-      groups.set_wire_maker(
-          [](Group& group, Deadline deadline) { return make_gloo_wire(group, nullptr, deadline); });
+      groups.set_wire_maker([](Group& group, const Limits& limits) {
+        return make_gloo_wire(group, nullptr, limits);
+      });
     }
     groups.run([&](Group& group) {
       auto made = make_collectives(group, {}, nullptr, Deadline::after(60 * kSecond));
@@ -553,6 +554,76 @@ TEST_P(CollectivesTest, MessagesOfTwoSizesAreNamed) {
     EXPECT_THAT(status.error().message(),
                 AllOf(HasSubstr("send of 10 F32"), HasSubstr("receive of 12 F32")));
   });
+}
+
+TEST_P(CollectivesTest, ASplitIsToldOfAsOne) {
+  std::vector<float> shared[3];
+  for (auto& data : shared) data.resize(8);
+  expect_mismatch(GetParam(), 3,
+                  [&](Collectives& all, const Limits& limits) -> Status {
+                    if (all.rank() != 1) {
+                      return all.split(all.rank() % 2, 7, limits).error();
+                    }
+                    float* const data = shared[1].data();
+                    return all.all_reduce(data, data, 8, DType::kF32, ReduceOp::kSum, limits);
+                  },
+                  {"calls split with colour 0, key 7", "rank 1 calls all_reduce of 8 F32"});
+}
+
+// Who comes late hears that the call was given up, and who was there does not find it passed.
+TEST_P(CollectivesTest, ALateRankFindsACancelledCallEnded) {
+  std::atomic<bool> ready{false}, over{false};
+  GetParam().run(2, [&](Collectives& all) {
+    ASSERT_DONE(all.barrier(soon()));
+    std::vector<float> data(16, 1.f);
+    const auto reduce = [&](const Limits& limits) {
+      return all.all_reduce(data.data(), data.data(), 16, DType::kF32, ReduceOp::kSum, limits);
+    };
+    if (all.rank() == 0) {
+      while (!ready) std::this_thread::yield();
+      const std::atomic<bool> cancel{true};
+      const Status status = reduce({Deadline::never(), &cancel});
+      ASSERT_FALSE(status.ok());
+      EXPECT_EQ(status.error().code(), Code::kCancelled);
+      over = true;
+      return;
+    }
+    ready = true;
+    while (!over) std::this_thread::yield();
+    const Status late = reduce(within(20 * kSecond));
+    ASSERT_FALSE(late.ok()) << "rank 0 had given it up";
+    EXPECT_EQ(late.error().code(), Code::kCommAborted) << late.error().message();
+    EXPECT_EQ(late.error().rank(), 0);
+    EXPECT_THAT(late.error().message(),
+                AllOf(HasSubstr("rank 0 gave up: "), HasSubstr("cancelled")));
+    EXPECT_FALSE(all.barrier(within(20 * kSecond)).ok());
+  });
+}
+
+// Whenever the deadline of one rank passes, all end the call alike where they share memory.
+TEST(Collectives, ACallInSharedMemoryEndsWellOnAllRanksOrOnNone) {
+  int well = 0, rounds = 0;
+  for (int64_t patience_ns = 0; patience_ns < 400'000; patience_ns += 10'000) {
+    for (const int64_t count : {int64_t{16}, int64_t{40'000}}) {
+      std::atomic<int> passed{0};
+      test::ThreadGroups(3).run([&](Group& group) {
+        auto all = make_collectives(group, {}, nullptr, Deadline::after(60 * kSecond));
+        ASSERT_TRUE(all.ok());
+        std::vector<float> data(static_cast<size_t>(count), 1.f);
+        ASSERT_DONE((*all)->barrier(soon()));
+        const Status status =
+            (*all)->all_reduce(data.data(), data.data(), count, DType::kF32, ReduceOp::kSum,
+                               group.rank() == 1 ? within(patience_ns) : within(20 * kSecond));
+        if (status) ++passed;
+        (void)group.barrier(Deadline::after(60 * kSecond));
+      });
+      EXPECT_TRUE(passed == 0 || passed == 3) << passed << " of 3, " << patience_ns << " ns";
+      well += passed == 3;
+      ++rounds;
+    }
+  }
+  EXPECT_GT(rounds, 0);
+  RecordProperty("passed", well);
 }
 
 TEST_P(CollectivesTest, ADeadlineEndsTheCommunicatorOnAllRanks) {

@@ -272,8 +272,8 @@ TEST(GlooWire, AnInterfaceThatIsNotThereIsNamedOnAllRanks) {
   test::ThreadGroups(std::vector<int>{0, 1}).run([&](Group& group) {
     auto wire = make_gloo_wire(group, nullptr, soon());
     ASSERT_FALSE(wire.ok());
-    EXPECT_THAT(wire.error().message(), HasSubstr("GLOO_SOCKET_IFNAME"));
-    EXPECT_THAT(wire.error().message(), HasSubstr("eth77"));
+    EXPECT_THAT(wire.error().message(), HasSubstr("GLOO_SOCKET_IFNAME='eth77'"));
+    EXPECT_EQ(wire.error().message().find("AMXTRAIN_SOCKET_IFNAME"), std::string::npos);
   });
   setenv("GLOO_SOCKET_IFNAME", "lo", 1);
   with_wires(2, [&](Wire& wire, Group& group) {
@@ -310,33 +310,32 @@ class WatchedGroup final : public Group {
       : group_(group), stranger_(std::move(stranger)) {}
   const LaunchInfo& launch() const override { return group_.launch(); }
   const Nodes& nodes() const override { return group_.nodes(); }
-  Result<SharedMemory> share(std::string_view what, int64_t bytes, Deadline deadline) override {
-    return group_.share(what, bytes, deadline);
+  Result<SharedMemory> share(std::string_view what, int64_t bytes, const Limits& limits) override {
+    return group_.share(what, bytes, limits);
   }
-  Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
-    return group_.barrier(deadline, cancel);
-  }
-  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline deadline) override {
+  Status barrier(const Limits& limits) override { return group_.barrier(limits); }
+  Result<std::vector<std::string>> exchange(std::string_view payload,
+                                            const Limits& limits) override {
     if (exchanges_++ == 0) {
-      AMXT_TRY(group_.barrier(deadline));
+      AMXT_TRY(group_.barrier(limits));
       if (rank() == 0) stranger_();
-      AMXT_TRY(group_.barrier(deadline));
+      AMXT_TRY(group_.barrier(limits));
     }
-    AMXT_ASSIGN(std::vector<std::string> all, group_.exchange(payload, deadline));
+    AMXT_ASSIGN(std::vector<std::string> all, group_.exchange(payload, limits));
     if (look_ && exchanges_ == 1) look_(&all);
     return all;
   }
   // Sees, and may change, what the first exchange gives this rank.
   void set_look(std::function<void(std::vector<std::string>*)> look) { look_ = std::move(look); }
 
-  Result<std::unique_ptr<Wire>> make_wire(Deadline deadline) override {
-    return group_.make_wire(deadline);
+  Result<std::unique_ptr<Wire>> make_wire(const Limits& limits) override {
+    return group_.make_wire(limits);
   }
   void set_listener(Listener listener) override { group_.set_listener(std::move(listener)); }
   void post(int rank, std::string_view message) override { group_.post(rank, message); }
   Status check() const override { return group_.check(); }
   void abort(std::string_view reason) override { group_.abort(reason); }
-  Status finalize(Deadline deadline) override { return group_.finalize(deadline); }
+  Status finalize(const Limits& limits) override { return group_.finalize(limits); }
   bool oversubscribed() const override { return true; }
 
  private:

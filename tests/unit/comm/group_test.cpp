@@ -352,7 +352,7 @@ TEST(Group, ACancelledWaitBreaksTheBarrierForAll) {
     if (group.rank() == 0) {
       std::atomic<bool> cancel{false};
       std::thread other([&] { cancel = true; });
-      EXPECT_EQ(group.barrier(Deadline::never(), &cancel).error().code(), Code::kCancelled);
+      EXPECT_EQ(group.barrier({Deadline::never(), &cancel}).error().code(), Code::kCancelled);
       other.join();
       EXPECT_EQ(group.barrier(soon()).error().code(), Code::kInvalidState);
       given_up.count_down();
@@ -373,7 +373,7 @@ TEST(Group, ABarrierCancelledBeforehandIsBrokenToo) {
   const std::atomic<bool> cancel{true};
   RankThreads(2, [&](Group& group) {
     if (group.rank() == 0) {
-      EXPECT_EQ(group.barrier(Deadline::never(), &cancel).error().code(), Code::kCancelled);
+      EXPECT_EQ(group.barrier({Deadline::never(), &cancel}).error().code(), Code::kCancelled);
       while (group.check()) std::this_thread::yield();
       return;
     }
@@ -406,7 +406,7 @@ void expect_agreement(const std::vector<int>& nodes, int gives_up, int rounds) {
                   }
                   const bool hurries = group.rank() == gives_up && !by_cancel;
                   const auto status =
-                      group.barrier(hurries ? Deadline::after(patience_ns) : soon(), &cancel);
+                      group.barrier({hurries ? Deadline::after(patience_ns) : soon(), &cancel});
                   if (status) ++passed;
                   if (other.joinable()) other.join();
                 },
@@ -449,8 +449,9 @@ TEST(Group, ACancelOnOneNodeBreaksTheBarrierForAll) {
   for (int who = 0; who < 3; ++who) {
     RankThreads(3,
                 [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(soon()));  // all have joined
                   if (group.rank() == who) {
-                    EXPECT_EQ(group.barrier(soon(), &cancel).error().code(), Code::kCancelled);
+                    EXPECT_EQ(group.barrier({soon(), &cancel}).error().code(), Code::kCancelled);
                     return;
                   }
                   const auto status = group.barrier(soon());

@@ -244,6 +244,23 @@ TEST(HandshakeOverTcp, AMissingSecretIsNamedOnBothSides) {
   }
 }
 
+// Where nonces went to those who know the secret alone, whoever has one and not the secret has overheard it.
+TEST(HandshakeOverTcp, AnEavesdropperIsAStranger) {
+  for (const std::string& eavesdroppers :
+       {std::string(), std::string("another secret of a length")}) {
+    for (const bool it_connects : {true, false}) {
+      SCOPED_TRACE(it_connects ? "it connects" : "it is connected to");
+      Handshake::Self rank = self_of(it_connects ? 1 : 3, kSecret);
+      rank.nonces_are_secret = true;
+      Handshake::Self stranger = self_of(it_connects ? 3 : 1, eavesdroppers);
+      Two two(std::move(it_connects ? stranger : rank), std::move(it_connects ? rank : stranger),
+              Link::Kind::kStream);
+      two.talk();
+      EXPECT_EQ((it_connects ? two.server : two.client)->state(), State::kStranger);
+    }
+  }
+}
+
 // A peer without the secret that claims to have one cannot make itself heard.
 TEST(HandshakeOverTcp, AnAbortBeforeTheProofCountsForNothing) {
   Two two(self_of(3, kSecret), self_of(1, kSecret), Link::Kind::kStream);

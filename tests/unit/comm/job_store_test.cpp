@@ -72,6 +72,22 @@ TEST(JobStore, WhereNothingTellsTheNodesTheMastersAddressCounts) {
   EXPECT_THAT(addresses(launch), ElementsAre("10.0.0.1:29500"));
 }
 
+TEST(JobStore, EveryAddressOfAMachineIsNoneToMeetAt) {
+  for (const std::string address : {"0.0.0.0", "::", "0"}) {
+    for (const int rank : {0, 3}) {
+      const auto refused = job_store_addresses(of_two_nodes(rank, address), soon());
+      ASSERT_FALSE(refused) << address;
+      EXPECT_EQ(refused.error().code(), Code::kInvalidArgument);
+      EXPECT_THAT(refused.error().message(), StartsWith("MASTER_ADDR '" + address + "' is every"));
+    }
+    LaunchInfo unknown = local_launch(0, 2, address);
+    unknown.local_size_is_guess = true;
+    EXPECT_FALSE(serve_job_store(unknown, Secret(), nullptr, soon())) << address;
+    EXPECT_THAT(addresses(local_launch(0, 2, address)), ElementsAre("127.0.0.1:29500"))
+        << "on one node it is loopback all the same";
+  }
+}
+
 TEST(JobStore, OnSeveralNodesItIsWhereTheMastersAddressLeads) {
   EXPECT_THAT(addresses(of_two_nodes(2, "10.0.0.1")), ElementsAre("10.0.0.1:29500"));
   EXPECT_THAT(addresses(of_two_nodes(0, "127.3.2.1")), ElementsAre("127.3.2.1:29500"))
@@ -110,7 +126,7 @@ TEST(JobStore, ANameThatLeadsToLoopbackIsAnErrorOnSeveralNodes) {
     EXPECT_THAT(refused.error().message(),
                 AllOf(StartsWith("MASTER_ADDR '" + *name + "' is "), HasSubstr("loopback"),
                       HasSubstr("AMXTRAIN_SOCKET_IFNAME")));
-    EXPECT_FALSE(serve_job_store(launch, Secret(), soon())) << "at once";
+    EXPECT_FALSE(serve_job_store(launch, Secret(), nullptr, soon())) << "at once";
     launch.interface = "lo";
     EXPECT_THAT(addresses(launch), ElementsAre(HasSubstr(":29500")));
     launch.interface = "";
@@ -121,23 +137,26 @@ TEST(JobStore, ANameThatLeadsToLoopbackIsAnErrorOnSeveralNodes) {
 
 TEST(JobStore, AMasterThatDoesNotResolveIsAskedForUntilTheDeadline) {
   const LaunchInfo launch = of_two_nodes(0, "no.such.host.invalid");
-  const auto refused = serve_job_store(launch, Secret(), Deadline::after(kSecond / 10));
+  std::vector<std::string> lines;
+  Log log;
+  log.set([&](LogLevel, const char* line) { lines.emplace_back(line); }, LogLevel::kInfo);
+  const auto refused = serve_job_store(launch, Secret(), &log, Deadline::after(kSecond));
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().code(), Code::kNotFound);
   EXPECT_THAT(refused.error().message(),
               AllOf(HasSubstr("'no.such.host.invalid'"), HasSubstr("MASTER_ADDR")));
-  std::vector<std::string> lines;
-  Log log;
-  log.set([&](LogLevel, const char* line) { lines.emplace_back(line); }, LogLevel::kInfo);
+  const auto says_once = ElementsAre(
+      AllOf(HasSubstr("'no.such.host.invalid'"), HasSubstr("asked for again until the deadline")));
+  EXPECT_THAT(lines, says_once) << "rank 0 says what it waits for";
+  lines.clear();
   EXPECT_FALSE(connect_to_job_store(launch, Secret(), &log, Deadline::after(kSecond)));
-  EXPECT_THAT(lines, ElementsAre(AllOf(HasSubstr("'no.such.host.invalid'"),
-                                       HasSubstr("asked for again until the deadline"))));
+  EXPECT_THAT(lines, says_once);
 }
 
 TEST(JobStore, ServesAndConnectsWithASecretAndWithout) {
   for (const Secret& secret : {Secret(), Secret("a secret of enough bytes")}) {
     const LaunchInfo launch = local_launch(0, 2, own_loopback());
-    const auto server = serve_job_store(launch, secret, soon());
+    const auto server = serve_job_store(launch, secret, nullptr, soon());
     ASSERT_TRUE(server) << server.error().message();
     const auto client = connect_to_job_store(launch, secret, nullptr, soon());
     ASSERT_TRUE(client) << client.error().message();
@@ -149,35 +168,45 @@ TEST(JobStore, ServesAndConnectsWithASecretAndWithout) {
 TEST(JobStore, WhoHasAnotherSecretOrNoneIsToldSoAndDropped) {
   const LaunchInfo launch = local_launch(0, 2, own_loopback());
   const Secret secret("a secret of enough bytes");
-  const auto server = serve_job_store(launch, secret, soon());
+  const auto server = serve_job_store(launch, secret, nullptr, soon());
   ASSERT_TRUE(server) << server.error().message();
   const auto other =
       connect_to_job_store(launch, Secret("another secret of some bytes"), nullptr, soon());
   ASSERT_FALSE(other);
   EXPECT_EQ(other.error().code(), Code::kMismatch);
   EXPECT_THAT(other.error().message(),
-              AllOf(HasSubstr(launch.master_address), HasSubstr("AMXTRAIN_SECRET_FILE")));
-  EXPECT_EQ((*server)->dropped(), 1);
-  const auto none = connect_to_job_store(launch, Secret(), nullptr, Deadline::after(kSecond / 10));
+              AllOf(HasSubstr(launch.master_address), HasSubstr("does not have the same secret"),
+                    HasSubstr("AMXTRAIN_SECRET_FILE")));
+  const auto none = connect_to_job_store(launch, Secret(), nullptr, soon());
   ASSERT_FALSE(none);
-  EXPECT_THAT(none.error().message(), HasSubstr("one that asks for a secret"));
-  EXPECT_GT((*server)->dropped(), 1);
+  EXPECT_EQ(none.error().code(), Code::kMismatch) << "at once: no deadline has passed";
+  EXPECT_THAT(none.error().message(),
+              HasSubstr("rank 0 asks for a secret, and this rank has none (AMXTRAIN_SECRET_FILE)"));
+  for (const Deadline end = soon(); (*server)->refused().count < 2 && !end.passed();) usleep(1000);
+  EXPECT_EQ((*server)->refused().count, 2);
+  EXPECT_EQ((*server)->refused().last_ip.substr(0, 4), "127.");
+  EXPECT_EQ((*server)->dropped(), 2);
   EXPECT_TRUE(connect_to_job_store(launch, secret, nullptr, soon()));
 }
 
 TEST(JobStore, AStoreWithoutTheSecretIsNotTaken) {
   const LaunchInfo launch = local_launch(0, 2, own_loopback());
-  const auto server = serve_job_store(launch, Secret(), soon());
+  const auto server = serve_job_store(launch, Secret(), nullptr, soon());
   ASSERT_TRUE(server);
-  const auto refused = connect_to_job_store(launch, Secret("a secret of enough bytes"), nullptr,
-                                            Deadline::after(kSecond / 10));
+  const auto refused =
+      connect_to_job_store(launch, Secret("a secret of enough bytes"), nullptr, soon());
   ASSERT_FALSE(refused);
-  EXPECT_THAT(refused.error().message(), HasSubstr("one without this rank's secret"));
+  EXPECT_EQ(refused.error().code(), Code::kUnsupported);
+  EXPECT_THAT(refused.error().message(),
+              HasSubstr("rank 0 has no secret, and this rank has one (AMXTRAIN_SECRET_FILE)"));
+  for (const Deadline end = soon(); (*server)->asked_for_secret() < 1 && !end.passed();)
+    usleep(1000);
+  EXPECT_EQ((*server)->asked_for_secret(), 1);
 }
 
 TEST(JobStore, AnAgentsStoreIsTakenWithASecretAndOneLineSaysSo) {
   LaunchInfo launch = local_launch(0, 2, own_loopback());
-  const auto agent = serve_job_store(launch, Secret(), soon());
+  const auto agent = serve_job_store(launch, Secret(), nullptr, soon());
   ASSERT_TRUE(agent);
   launch.agent_store = true;
   std::vector<std::string> lines;

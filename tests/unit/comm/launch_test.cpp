@@ -150,7 +150,7 @@ TEST(Launch, NegativeAndUnreadableNumbersAreRefusedByName) {
   } cases[] = {
       {"RANK", "-1", "RANK='-1' is outside 0"},
       {"RANK", "two", "RANK='two' is not a number"},
-      {"RANK", "", "RANK='' is not a number"},
+      {"RANK", "", "RANK is empty, which is no number"},
       {"RANK", "1 ", "RANK='1 ' is not a number"},
       {"RANK", "1.0", "RANK='1.0' is not a number"},
       {"RANK", "99999999999", "RANK='99999999999' is outside"},
@@ -166,7 +166,15 @@ TEST(Launch, NegativeAndUnreadableNumbersAreRefusedByName) {
     auto variables = torchrun(1, 2);
     variables[name] = value;
     EXPECT_THAT(refused(variables).message, HasSubstr(message)) << name << "=" << value;
+    EXPECT_THAT(refused(variables).message, HasSubstr("MASTER_ADDR=")) << "what was seen";
   }
+}
+
+TEST(Launch, AnIpv6AddressInBracketsIsRefusedWithAHint) {
+  auto variables = torchrun(1, 2);
+  variables["MASTER_ADDR"] = "[::1]";
+  EXPECT_THAT(refused(variables).message,
+              HasSubstr("MASTER_ADDR '[::1]': an IPv6 address is written without brackets"));
 }
 
 TEST(Launch, AMissingLocalRankIsDerivedWithANote) {

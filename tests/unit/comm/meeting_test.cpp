@@ -74,7 +74,7 @@ TEST_F(MeetingOfTwoNodes, NothingOpensBehindTheClose) {
   EXPECT_EQ(meeting_.close(), 0u);
   EXPECT_TRUE(arrive(1, 1));
   EXPECT_TRUE(opened_.empty());
-  EXPECT_FALSE(meeting_.give_up(1, 1, Collective::kBarrier, Code::kCommTimeout));
+  EXPECT_FALSE(meeting_.give_up(1, 1, "a barrier", Code::kCommTimeout));
 }
 
 TEST_F(MeetingOfTwoNodes, DifferentCollectivesAreNamedLowerRankLast) {
@@ -99,7 +99,7 @@ TEST_F(MeetingOfTwoNodes, AnArrivalThatMakesNoSenseIsNamed) {
 TEST_F(MeetingOfTwoNodes, WhoGivesUpNamesThoseThatAreNotThere) {
   ASSERT_TRUE(arrive(0, 1));
   meeting_.waits(3, 1);
-  const auto error = meeting_.give_up(3, 1, Collective::kBarrier, Code::kCommTimeout);
+  const auto error = meeting_.give_up(3, 1, "a barrier", Code::kCommTimeout);
   ASSERT_TRUE(error);
   EXPECT_EQ(error->code(), Code::kCommTimeout);
   EXPECT_EQ(error->rank(), 1);
@@ -110,7 +110,7 @@ TEST_F(MeetingOfTwoNodes, AWaitForAFormerCollectiveIsNoneForThisOne) {
   for (const int rank : {0, 1, 2, 3}) meeting_.waits(rank, 1);
   ASSERT_TRUE(arrive(0, 1));
   ASSERT_TRUE(arrive(1, 1));
-  const auto error = meeting_.give_up(0, 2, Collective::kExchange, Code::kCommTimeout);
+  const auto error = meeting_.give_up(0, 2, "an exchange", Code::kCommTimeout);
   ASSERT_TRUE(error);
   EXPECT_THAT(error->message(), HasSubstr("rank 1, rank 2, rank 3 did not arrive at an exchange"));
 }
@@ -118,8 +118,8 @@ TEST_F(MeetingOfTwoNodes, AWaitForAFormerCollectiveIsNoneForThisOne) {
 TEST_F(MeetingOfTwoNodes, WhatHasOpenedCannotBeGivenUp) {
   ASSERT_TRUE(arrive(0, 1));
   ASSERT_TRUE(arrive(1, 1));
-  EXPECT_FALSE(meeting_.give_up(1, 1, Collective::kBarrier, Code::kCancelled));
-  const auto error = meeting_.give_up(1, 2, Collective::kBarrier, Code::kCancelled);
+  EXPECT_FALSE(meeting_.give_up(1, 1, "a barrier", Code::kCancelled));
+  const auto error = meeting_.give_up(1, 2, "a barrier", Code::kCancelled);
   ASSERT_TRUE(error);
   EXPECT_EQ(error->code(), Code::kCommAborted);
   EXPECT_THAT(error->message(), HasSubstr("rank 1 cancelled its wait"));

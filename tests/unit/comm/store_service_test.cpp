@@ -10,21 +10,12 @@
 #include <vector>
 
 #include "unit/comm/recorded_exchange.h"
+#include "unit/comm/store_bytes.h"
 
 namespace amxt::comm::test {
 namespace {
 
 using namespace std::string_literals;
-
-const std::string kHello = "\x00\xce\xf7\x85\x3c"s;
-
-std::string u64(uint64_t value) {
-  std::string bytes;
-  append_integer(&bytes, value);
-  return bytes;
-}
-
-std::string text(const std::string& value) { return u64(value.size()) + value; }
 
 class StoreServiceTest : public testing::Test {
  protected:
@@ -114,7 +105,6 @@ TEST_F(StoreServiceTest, WhatIsNoRequestIsDropped) {
       {"no validation", "\x0dping"},
       {"another magic number", "\x00\x01\x02\x03\x04"s},
       {"validation twice", kHello + kHello},
-      {"a proof that nobody asked for", kHello + "\xa5" + std::string(32, 'c')},
       {"an unknown operation", kHello + "\x63"},
       {"a queue's push", kHello + "\x0e" + text("/q") + text("v")},
       {"a queue's pop", kHello + "\x0f" + text("/q")},
@@ -255,21 +245,46 @@ TEST_F(StoreServiceSecretTest, WhoProvesItIsAnsweredAProofAndServed) {
   EXPECT_EQ(connection.replies(), u64(5));
 }
 
-TEST_F(StoreServiceSecretTest, WhoDoesNotIsAnsweredNothing) {
+TEST_F(StoreServiceSecretTest, WhoDoesNotIsToldSoAndDropped) {
+  const std::string refusal(32, '\0');
   StoreService::Connection& plain = service_.open();
-  service_.receive(plain, kHello + "\x0dping");
+  service_.receive(plain, kHello + "\x0dping" + "\x04" + text("/n") + u64(5));
+  EXPECT_EQ(plain.replies(), std::string("\x5e\xde\xc0\xa5"));
+  EXPECT_FALSE(plain.is_dropped()) << "it has not taken that yet";
+  EXPECT_FALSE(plain.is_idle()) << "it may not stay like this";
+  service_.taken(plain, 4);
   EXPECT_TRUE(plain.is_dropped());
-  EXPECT_EQ(plain.replies(), "");
+  EXPECT_TRUE(plain.is_refused());
+  EXPECT_EQ(plain.replies(), "") << "what it asked for is not answered";
+  StoreService::Connection& other = service_.open();
+  service_.receive(other, kHello + "\x04" + text("/n") + u64(5));
+  EXPECT_TRUE(other.is_dropped());
+  EXPECT_EQ(other.replies(), "");
+  EXPECT_FALSE(other.is_refused()) << "nothing of ours speaks so";
   StoreService::Connection& wrong = service_.open();
-  EXPECT_EQ(prove(wrong, Secret("another secret of some bytes"), Role::kClient), "");
+  EXPECT_EQ(prove(wrong, Secret("another secret of some bytes"), Role::kClient), refusal);
   EXPECT_TRUE(wrong.is_dropped());
+  EXPECT_TRUE(wrong.is_refused());
   StoreService::Connection& mirror = service_.open();
-  EXPECT_EQ(prove(mirror, secret_, Role::kServer), "") << "the server's own words are no proof";
+  EXPECT_EQ(prove(mirror, secret_, Role::kServer), refusal)
+      << "the server's own words are no proof";
   EXPECT_TRUE(mirror.is_dropped());
+  EXPECT_EQ(service_.stored_bytes(), 0u) << "nobody wrote anything";
   StoreService::Connection& silent = service_.open();
   service_.receive(silent, kHello + "\xa5" + std::string(31, 'c'));
   EXPECT_FALSE(silent.is_idle()) << "it may not stay like this";
   EXPECT_FALSE(silent.is_in_use());
+}
+
+TEST_F(StoreServiceTest, WhoWantsASecretProvenThatIsNotHereIsToldSoAndServed) {
+  StoreService::Connection& connection = service_.open();
+  service_.receive(connection, kHello + "\xa5" + std::string(32, 'c'));
+  EXPECT_EQ(connection.replies(), std::string(32, '\0'));
+  EXPECT_TRUE(connection.has_asked_for_secret());
+  EXPECT_FALSE(connection.is_in_use());
+  service_.taken(connection, 32);
+  service_.receive(connection, "\x04" + text("/n") + u64(5));
+  EXPECT_EQ(connection.replies(), u64(5));
 }
 
 // --- Random bytes -----------------------------------------------------------------------------

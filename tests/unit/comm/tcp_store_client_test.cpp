@@ -19,6 +19,7 @@
 #include "comm/tcp_store_protocol.h"
 #include "unit/comm/rank_threads.h"
 #include "unit/comm/recorded_exchange.h"
+#include "unit/comm/store_bytes.h"
 
 namespace amxt::comm::test {
 namespace {
@@ -28,15 +29,6 @@ using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 Deadline soon() { return Deadline::after(20 * kSecond); }
-
-// What torch's own test of the protocol expects as the first five bytes.
-const std::string kHello = "\x00\xce\xf7\x85\x3c"s;
-
-std::string u64(uint64_t value) {
-  std::string bytes;
-  append_integer(&bytes, value);
-  return bytes;
-}
 
 std::string own_pid_bytes() {
   std::string bytes;

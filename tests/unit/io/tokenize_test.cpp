@@ -139,6 +139,7 @@ TEST_F(Tokenize, RefusesWhatIsNotThereBeforeItWrites) {
   refused(options({write("a.txt", "x"), path("none.txt")}), Code::kNotFound, {"none.txt"});
   std::filesystem::create_directory(path("folder"));
   refused(options({path("folder")}), Code::kFormat, {"folder", "directory"});
+  refused(options({write("a.json", "[]")}), Code::kFormat, {"a.json", "one document a line"});
 }
 
 // Training would refuse such a file.

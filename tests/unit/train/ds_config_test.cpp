@@ -191,6 +191,26 @@ TEST(DsConfig, SaysOfEachKeyWhatBecomesOfIt) {
                              HasSubstr("contiguous_gradients"), HasSubstr("nothing is gathered"))));
 }
 
+TEST(DsConfig, ASizeBeyondAllModelsIsNoLimit) {
+  for (const char* size : {"1e18", "1e15", "9223372036854775807", "1e300"}) {
+    const EffectiveOptions o =
+        effective(std::string(R"({"zero_optimization": {"stage": 3, "sub_group_size": 1e18,
+          "reduce_bucket_size": 1e18, "stage3_max_reuse_distance": 1e18,
+          "stage3_prefetch_bucket_size": )") +
+                  size + R"(, "stage3_max_live_parameters": )" + size + "}}");
+    EXPECT_GE(o.prefetch_parameters, 1'000'000'000'000) << size;
+    EXPECT_EQ(o.live_parameters, o.prefetch_parameters) << size;
+  }
+  for (const char* size : {"-1e18", "1.5", "\"all\""}) {
+    EXPECT_FALSE(train::parse_ds_config(std::string(R"({"zero_optimization": {"stage": 3,
+          "stage3_max_live_parameters": )") +
+                                            size + "}}",
+                                        "ds.json")
+                     .ok())
+        << size;
+  }
+}
+
 TEST(DsConfig, SaysWhatPassesBetweenNodes) {
   const std::string text = R"({"communication_data_type": "bf16", "zero_optimization": {
       "stage": 3, "stage3_prefetch_bucket_size": 5e6, "stage3_max_live_parameters": 2e8}})";

@@ -88,6 +88,8 @@ TEST(Options, NameTheOneThatIsOutOfItsRange) {
   refuse([](TrainOptions& o) { o.epochs = 0; }, "epochs 0");
   refuse([&](TrainOptions& o) { o.epochs = nan; }, "epochs nan");
   refuse([](TrainOptions& o) { o.epochs = 1e300; }, "epochs 1e+300: must be above 0 and at most");
+  refuse([](TrainOptions& o) { o.learning_rate = 1e300; },
+         "learning_rate 1e+300: must be 0 to 1000");
   refuse([](TrainOptions& o) { o.save_steps = -1; }, "save_steps -1");
   refuse([](TrainOptions& o) { o.keep_checkpoints = 0; }, "keep 0");
   refuse([](TrainOptions& o) { o.log_steps = 0; }, "log_steps 0");

@@ -1,7 +1,10 @@
 // Jobs of a few steps over the golden models, for the tests of what a step promises.
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cstdio>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -23,14 +26,15 @@ struct Setting {
 
 inline constexpr int64_t kGlobalBatch = 8;
 
-// Samples of rank `rank` in a global batch of kGlobalBatch, in the order of the job: k = accumulation x world + rank.
-inline train::Batch part_of_batch(const Golden& golden, int64_t step, int world, int rank) {
+// Samples of rank `rank` in a global batch, in the order of the job: k = accumulation x world + rank.
+inline train::Batch part_of_batch(const Golden& golden, int64_t step, int world, int rank,
+                                  int64_t global_batch = kGlobalBatch) {
   const std::vector<int64_t> tokens = golden.integers("adamw.tokens"),
                              labels = golden.integers("adamw.labels");
   const int64_t T = golden.shape("adamw.tokens")[2], rows = static_cast<int64_t>(tokens.size()) / T;
   train::Batch batch;
-  batch.resize(kGlobalBatch / world, T);
-  for (int64_t a = 0; a < kGlobalBatch / world; ++a) {
+  batch.resize(global_batch / world, T);
+  for (int64_t a = 0; a < global_batch / world; ++a) {
     const int64_t k = a * world + rank;
     const train::Batch one = golden_batch(tokens, labels, T, (step * 3 + k) % rows, 1);
     const auto copy = [&](const auto& from, auto& to) {
@@ -98,6 +102,44 @@ std::vector<float> state_of(Job<E>& job) {
     }
   }
   return all;
+}
+
+// What makes a rank's step fail.
+using Spoil = std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>;
+
+// Every rank of these nodes steps once, then tries `times` the step that `spoil` makes fail: each time it finds its state as it was, and
+// the next step is as if nothing had happened.
+inline void expect_nothing_changes(const std::vector<int>& nodes, int times, const Spoil& spoil,
+                                   Code code, const std::string& words) {
+  const Golden golden("llama3_1");
+  const int64_t T = golden.shape("adamw.tokens")[2];
+  const int world = static_cast<int>(nodes.size());
+  std::vector<double> after(nodes.size()), undisturbed(nodes.size());
+  for (const bool disturbed : {true, false}) {
+    ThreadGroups groups(nodes);
+    groups.run([&](comm::Group& group) {
+      Job<bf16> job(golden_path("llama3_1"), group, golden_options(T, 1, kGlobalBatch / world));
+      job.step(part_of_batch(golden, 0, world, group.rank()), 1, 1e-3);
+      for (int again = 0; disturbed && again < times; ++again) {
+        const std::vector<float> before = state_of(job);
+        train::Batch batch = part_of_batch(golden, 1, world, group.rank());
+        train::StepControl::Limits limits;
+        spoil(group, batch, limits);
+        train::StepInput input;
+        input.step = input.update = 2;
+        input.learning_rate = 1e-3;
+        const Result<train::StepResult> result = job.runner().step(batch, input, limits);
+        ASSERT_FALSE(result.ok()) << "rank " << group.rank();
+        EXPECT_EQ(result.error().code(), code) << result.error().message();
+        EXPECT_NE(result.error().message().find(words), std::string::npos)
+            << result.error().message();
+        EXPECT_EQ(state_of(job), before) << "rank " << group.rank();
+      }
+      (disturbed ? after : undisturbed)[static_cast<size_t>(group.rank())] =
+          job.step(part_of_batch(golden, 1, world, group.rank()), 2, 1e-3).loss;
+    });
+  }
+  EXPECT_EQ(hex(after), hex(undisturbed));
 }
 
 }  // namespace amxt::test

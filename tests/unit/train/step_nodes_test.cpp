@@ -115,23 +115,8 @@ TEST(StepNodes, UnevenNodesAgreeWithOneRank) {
     groups.run([&](comm::Group& group) {
       Job<float> job(golden_path("odd"), group, golden_options(T, 1, 7 / world));
       for (int64_t step = 1; step <= 5; ++step) {
-        train::Batch batch;
-        batch.resize(7 / world, T);
-        for (int64_t a = 0; a < 7 / world; ++a) {
-          const train::Batch one =
-              golden_batch(golden.integers("adamw.tokens"), golden.integers("adamw.labels"), T,
-                           (a * world + group.rank()) % 4, 1);
-          const auto copy = [&](const auto& from, auto& to) {
-            std::copy(from.begin(), from.end(), to.begin() + a * T);
-          };
-          copy(one.token, batch.token);
-          copy(one.target, batch.target);
-          copy(one.weight, batch.weight);
-          copy(one.document_start, batch.document_start);
-          copy(one.position, batch.position);
-        }
-        batch.tokens = batch.samples * T;
-        const train::StepResult result = job.step(batch, step, 1e-3);
+        const train::StepResult result =
+            job.step(part_of_batch(golden, step, world, group.rank(), 7), step, 1e-3);
         if (group.rank() == 0) (world == 1 ? alone : together).push_back(result.loss);
       }
     });
@@ -204,39 +189,8 @@ class StepNodesTransaction : public testing::TestWithParam<Nodes> {
   const Golden golden_{"llama3_1"};
   const int64_t T_ = golden_.shape("adamw.tokens")[2];
 
-  // As of one node: every rank steps once, then takes the step that `spoil` makes fail, finds its state as it was, and goes on.
-  void expect_nothing_changes(
-      const std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>& spoil,
-      Code code, const std::string& words) {
-    const int world = static_cast<int>(GetParam().size());
-    std::vector<double> after(static_cast<size_t>(world)), undisturbed(static_cast<size_t>(world));
-    for (const bool disturbed : {true, false}) {
-      ThreadGroups groups(GetParam());
-      groups.run([&](comm::Group& group) {
-        Job<bf16> job(golden_path("llama3_1"), group, golden_options(T_, 1, kGlobalBatch / world));
-        job.step(part_of_batch(golden_, 0, world, group.rank()), 1, 1e-3);
-        for (int again = 0; disturbed && again < 3; ++again) {
-          const std::vector<float> before = state_of(job);
-          train::Batch batch = part_of_batch(golden_, 1, world, group.rank());
-          train::StepControl::Limits limits;
-          spoil(group, batch, limits);
-          train::StepInput input;
-          input.step = input.update = 2;
-          input.learning_rate = 1e-3;
-          const Result<train::StepResult> result = job.runner().step(batch, input, limits);
-          EXPECT_FALSE(result.ok()) << "rank " << group.rank();
-          if (result.ok()) return;
-          EXPECT_EQ(result.error().code(), code) << result.error().message();
-          EXPECT_NE(result.error().message().find(words), std::string::npos)
-              << result.error().message();
-          EXPECT_EQ(state_of(job), before) << "rank " << group.rank();
-        }
-        auto& losses = disturbed ? after : undisturbed;
-        losses[static_cast<size_t>(group.rank())] =
-            job.step(part_of_batch(golden_, 1, world, group.rank()), 2, 1e-3).loss;
-      });
-    }
-    EXPECT_EQ(hex(after), hex(undisturbed));
+  void expect_nothing_changes(const Spoil& spoil, Code code, const std::string& words) {
+    test::expect_nothing_changes(GetParam(), 3, spoil, code, words);
   }
 };
 
@@ -261,7 +215,8 @@ TEST_P(StepNodesTransaction, ADeadlineInTheMiddleEndsTheStepOnAll) {
       Code::kTimeout, "deadline");
 }
 
-// Whenever a deadline passes, in a wait for a layer, for parts of a gradient or for the word, all ranks leave the same way and go on together.
+// Whenever a deadline passes, in a wait for a layer, for parts of a gradient or for the word,
+// all ranks leave the same way and go on together.
 TEST_P(StepNodesTransaction, DeadlinesAtAnyMomentEndTheStepAlikeOnAll) {
   const int world = static_cast<int>(GetParam().size());
   constexpr int kAttempts = 60;

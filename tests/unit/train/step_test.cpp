@@ -1,4 +1,5 @@
-// A step's promises: the same bits whatever the threads, waves, what is kept and (in fp32) the world; and a transaction that changes nothing.
+// A step's promises: the same bits whatever the threads, waves, what is kept and (in fp32) the world;
+// and a transaction that changes nothing.
 #include "train/step.h"
 
 #include <atomic>
@@ -52,40 +53,9 @@ class StepTransactionTest : public testing::Test {
   const Golden golden_{"llama3_1"};
   const int64_t T_ = golden_.shape("adamw.tokens")[2];
 
-  // Every rank steps once, then tries the step that `spoil` makes fail, and must find its state as it was and the next step as if nothing
-  // had happened.
-  void expect_nothing_changes(
-      int world,
-      const std::function<void(comm::Group&, train::Batch&, train::StepControl::Limits&)>& spoil,
-      Code code, const std::string& words) {
-    ThreadGroups groups(world);
-    std::vector<double> after(static_cast<size_t>(world)), undisturbed(static_cast<size_t>(world));
-    for (const bool disturbed : {true, false}) {
-      ThreadGroups fresh(world);
-      fresh.run([&](comm::Group& group) {
-        Job<bf16> job(golden_path("llama3_1"), group, golden_options(T_, 1, kGlobalBatch / world));
-        job.step(part_of_batch(golden_, 0, world, group.rank()), 1, 1e-3);
-        if (disturbed) {
-          const std::vector<float> before = state_of(job);
-          train::Batch batch = part_of_batch(golden_, 1, world, group.rank());
-          train::StepControl::Limits limits;
-          spoil(group, batch, limits);
-          train::StepInput input;
-          input.step = input.update = 2;
-          input.learning_rate = 1e-3;
-          const Result<train::StepResult> result = job.runner().step(batch, input, limits);
-          ASSERT_FALSE(result.ok()) << "rank " << group.rank();
-          EXPECT_EQ(result.error().code(), code) << result.error().message();
-          EXPECT_NE(result.error().message().find(words), std::string::npos)
-              << result.error().message();
-          EXPECT_EQ(state_of(job), before) << "rank " << group.rank();
-        }
-        auto& losses = disturbed ? after : undisturbed;
-        losses[static_cast<size_t>(group.rank())] =
-            job.step(part_of_batch(golden_, 1, world, group.rank()), 2, 1e-3).loss;
-      });
-    }
-    EXPECT_EQ(hex(after), hex(undisturbed));
+  void expect_nothing_changes(int world, const Spoil& spoil, Code code, const std::string& words) {
+    test::expect_nothing_changes(std::vector<int>(static_cast<size_t>(world)), 1, spoil, code,
+                                 words);
   }
 };
 

@@ -129,8 +129,9 @@ TEST(Trainer, TakesTheRateThatIsSetUntilItIsUnset) {
     given.total_steps = 10;
     Rank job(group, given);
     job.loaded();
-    for (const double wrong : {-1e-9, std::nan(""), std::numeric_limits<double>::infinity()})
-      expect_error(job->set_learning_rate(wrong), Code::kInvalidArgument, "it is 0 or more");
+    for (const double wrong :
+         {-1e-9, 1000.1, std::nan(""), std::numeric_limits<double>::infinity()})
+      expect_error(job->set_learning_rate(wrong), Code::kInvalidArgument, "it is 0 to 1000");
     EXPECT_DOUBLE_EQ(job->state().learning_rate, 1e-2);
     must(job->set_learning_rate(0));
     EXPECT_EQ(job->state().learning_rate, 0);
@@ -266,26 +267,26 @@ class LookedAtGroup final : public comm::Group {
   explicit LookedAtGroup(std::shared_ptr<comm::Group> group) : group_(std::move(group)) {}
   const comm::LaunchInfo& launch() const override { return group_->launch(); }
   const comm::Nodes& nodes() const override { return group_->nodes(); }
-  Result<std::unique_ptr<comm::Wire>> make_wire(Deadline d) override {
-    return group_->make_wire(d);
+  Result<std::unique_ptr<comm::Wire>> make_wire(const comm::Limits& limits) override {
+    return group_->make_wire(limits);
   }
   void set_listener(Listener listener) override { group_->set_listener(std::move(listener)); }
   void post(int rank, std::string_view message) override { group_->post(rank, message); }
-  Result<comm::SharedMemory> share(std::string_view what, int64_t bytes, Deadline d) override {
-    return group_->share(what, bytes, d);
+  Result<comm::SharedMemory> share(std::string_view what, int64_t bytes,
+                                   const comm::Limits& limits) override {
+    return group_->share(what, bytes, limits);
   }
-  Status barrier(Deadline deadline, const std::atomic<bool>* cancel) override {
-    return group_->barrier(deadline, cancel);
-  }
-  Result<std::vector<std::string>> exchange(std::string_view payload, Deadline d) override {
-    return group_->exchange(payload, d);
+  Status barrier(const comm::Limits& limits) override { return group_->barrier(limits); }
+  Result<std::vector<std::string>> exchange(std::string_view payload,
+                                            const comm::Limits& limits) override {
+    return group_->exchange(payload, limits);
   }
   Status check() const override {
     if (on_check) on_check();
     return group_->check();
   }
   void abort(std::string_view reason) override { group_->abort(reason); }
-  Status finalize(Deadline deadline) override { return group_->finalize(deadline); }
+  Status finalize(const comm::Limits& limits) override { return group_->finalize(limits); }
   bool oversubscribed() const override { return group_->oversubscribed(); }
 
   std::function<void()> on_check;

@@ -1,0 +1,314 @@
+#include "comm/call_book.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "comm/collectives.h"
+#include "unit/comm/rank_threads.h"
+
+namespace amxt::comm {
+namespace {
+
+using test::kSecond;
+using test::RankThreads;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+CollectiveCall all_reduce(int64_t count) { return {"all_reduce", DType::kF32, 0, -1, count}; }
+
+// --- The book ---
+
+TEST(CallBook, TellsWhatTakesLongOnceTheOldestFirst) {
+  CallBook book(2);
+  EXPECT_TRUE(book.rests());
+  const auto first = book.begin(all_reduce(4), true, 100);
+  EXPECT_TRUE(first.was_idle);
+  EXPECT_FALSE(book.rests());
+  const auto second = book.begin(CollectiveCall::barrier(), false, 200);
+  EXPECT_FALSE(second.was_idle);
+  EXPECT_EQ(second.number, first.number + 1);
+  const auto late = book.late(150);
+  ASSERT_EQ(late.size(), 1u);
+  EXPECT_EQ(late[0].rank, 2);
+  EXPECT_EQ(late[0].number, first.number);
+  EXPECT_TRUE(late[0].is_collective);
+  EXPECT_EQ(late[0].text, "all_reduce of 4 F32, sum");
+  ASSERT_EQ(book.late(300).size(), 1u);
+  EXPECT_TRUE(book.late(300).empty());
+  EXPECT_FALSE(book.only());
+  book.end(first.number);
+  ASSERT_TRUE(book.only());
+  EXPECT_EQ(book.only()->text, "barrier");
+  book.end(second.number);
+  EXPECT_TRUE(book.rests());
+}
+
+TEST(CallBook, FindsAnotherCallUnderTheSameNumberWhenItIsToldAndWhenItBegins) {
+  CallBook book(0);
+  const auto begun = book.begin(all_reduce(4), true, 0);
+  EXPECT_FALSE(book.hear({1, begun.number, true, "broadcast of 4 F32, root 0"}))
+      << "collectives compare themselves";
+  EXPECT_FALSE(book.hear({1, begun.number, true, "all_reduce of 4 F32, sum"}));
+  book.end(begun.number);  // that it was called stays true
+  const auto error = book.hear({1, begun.number, false, "barrier"});
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->code(), Code::kCommProtocol);
+  EXPECT_EQ(error->message(),
+            "the ranks disagree: rank 0 calls all_reduce of 4 F32, sum, rank 1 calls barrier");
+  EXPECT_FALSE(book.hear({1, begun.number + 2, false, "finalize"})) << "not there yet";
+  EXPECT_FALSE(book.begin(CollectiveCall::barrier(), false, 0).mismatch);
+  const auto late = book.begin(CollectiveCall::barrier(), false, 0);
+  ASSERT_TRUE(late.mismatch);
+  EXPECT_THAT(late.mismatch->message(), HasSubstr("rank 0 calls barrier, rank 1 calls finalize"));
+}
+
+TEST(CallBook, KeepsWhatIsUnderWayAndForgetsTheRest) {
+  CallBook book(1);
+  const auto queued = book.begin(all_reduce(1), true, 0);
+  for (int i = 0; i < 1000; ++i) book.end(book.begin(all_reduce(2), true, 1).number);
+  ASSERT_EQ(book.late(0).size(), 1u) << "the first is under way still";
+  EXPECT_TRUE(book.hear({0, queued.number, false, "barrier"}));
+  book.end(queued.number);
+  for (int i = 0; i < 1000; ++i) book.end(book.begin(all_reduce(2), true, 1).number);
+  EXPECT_FALSE(book.hear({0, queued.number, false, "barrier"})) << "long ago";
+  EXPECT_TRUE(book.rests());
+}
+
+TEST(CallBook, PassesOnWhatIsNew) {
+  CallBook book(0);
+  EXPECT_TRUE(book.is_news({1, 5, false, "barrier"}));
+  EXPECT_FALSE(book.is_news({2, 5, false, "barrier"}));
+  EXPECT_TRUE(book.is_news({2, 5, false, "finalize"}));
+  EXPECT_TRUE(book.is_news({1, 6, false, "barrier"}));
+}
+
+// --- In a group ---
+
+// One call of the C ABI: noted, made, and over.
+Status noted(Group& group, const CollectiveCall& call, bool is_collective,
+             const std::function<Status()>& body) {
+  AMXT_ASSIGN(const uint64_t number, group.begin_call(call, is_collective));
+  Status status = body();
+  group.end_call(number);
+  return status;
+}
+
+struct Layout {
+  const char* name;
+  std::vector<int> nodes;
+};
+
+class CallsOf : public ::testing::TestWithParam<Layout> {
+ protected:
+  // Rank `other` makes another call than all the rest, which all_reduce; one more rank comes to neither. `warm`: the collectives are open.
+  void expect_mismatch(int other, bool warm, int64_t timeout_ns, const CollectiveCall& call,
+                       const std::function<Status(Group&, Deadline)>& make) {
+    const auto& nodes = GetParam().nodes;
+    const auto world = static_cast<int>(nodes.size());
+    RankThreads(world,
+                [&](Group& group) {
+                  const auto deadline = [&] {
+                    return timeout_ns < 0 ? Deadline::never() : Deadline::after(timeout_ns);
+                  };
+                  std::unique_ptr<Collectives> all;
+                  std::vector<float> data(16);
+                  const auto reduce = [&]() -> Status {
+                    if (all == nullptr) {
+                      AMXT_ASSIGN(all, make_collectives(group, {}, nullptr, deadline()));
+                    }
+                    return all->all_reduce(data.data(), data.data(), 16, DType::kF32,
+                                           ReduceOp::kSum, {deadline(), nullptr});
+                  };
+                  if (warm) {
+                    ASSERT_TRUE(noted(group, all_reduce(16), true, reduce));
+                  }
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  const bool absent = world > 2 && group.rank() == (other + 1) % world;
+                  if (absent) {  // computes meanwhile
+                    const Deadline end = Deadline::after(20 * kSecond);
+                    while (group.check() && !end.passed()) std::this_thread::yield();
+                    ASSERT_FALSE(group.check());
+                    EXPECT_EQ(group.check().error().code(), Code::kCommProtocol);
+                    return;
+                  }
+                  const int64_t start = monotonic_ns();
+                  const Status status =
+                      group.rank() == other
+                          ? noted(group, call, false, [&] { return make(group, deadline()); })
+                          : noted(group, all_reduce(16), true, reduce);
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_LT(monotonic_ns() - start, 8 * kSecond);
+                  EXPECT_EQ(status.error().code(), Code::kCommProtocol) << status.error().message();
+                  EXPECT_THAT(
+                      status.error().message(),
+                      AllOf(HasSubstr("the ranks disagree: rank "),
+                            HasSubstr("calls all_reduce of 16 F32, sum"),
+                            HasSubstr("rank " + std::to_string(other) + " calls " + call.text())));
+                },
+                {.threads = 1, .finalize = false, .nodes = nodes});
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Layouts, CallsOf,
+                         ::testing::Values(Layout{"TwoOnANode", {0, 0}},
+                                           Layout{"ThreeOnANode", {0, 0, 0}},
+                                           Layout{"TwoNodes", {0, 1}},
+                                           Layout{"ThreeNodes", {0, 1, 2}},
+                                           Layout{"TwoNodesOfTwo", {0, 0, 1, 1}}),
+                         [](const auto& layout) { return std::string(layout.param.name); });
+
+Status barrier(Group& group, Deadline deadline) { return group.barrier(deadline); }
+Status finalize(Group& group, Deadline deadline) { return group.finalize(deadline); }
+// As a trainer: by a memory of the node, an agreement, and its own ways in between.
+Status load(Group& group, Deadline deadline) {
+  AMXT_ASSIGN([[maybe_unused]] const auto memory, group.share("weights", 4096, deadline));
+  AMXT_ASSIGN([[maybe_unused]] const auto all, group.exchange("x", deadline));
+  return {};
+}
+Status wait_by_itself(Group& group, Deadline) {
+  for (;;) {
+    AMXT_TRY(group.check());
+    std::this_thread::yield();
+  }
+}
+
+TEST_P(CallsOf, ABarrierAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) {
+    expect_mismatch(0, warm, -1, CollectiveCall::barrier(), barrier);
+    expect_mismatch(1, warm, 30 * kSecond, CollectiveCall::barrier(), barrier);
+  }
+}
+
+TEST_P(CallsOf, AFinalizeAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) expect_mismatch(1, warm, -1, {"finalize"}, finalize);
+}
+
+TEST_P(CallsOf, ATrainersCallAgainstACollectiveIsNamed) {
+  for (const bool warm : {false, true}) {
+    expect_mismatch(1, warm, -1, {"trainer load"}, load);
+    expect_mismatch(0, warm, -1, {"trainer step"}, wait_by_itself);
+  }
+}
+
+// Of a rank whose peers never come, wherever its opening of the collectives waits.
+TEST_P(CallsOf, ACancelEndsTheOpeningOfTheCollectivesAtOnce) {
+  const auto world = static_cast<int>(GetParam().nodes.size());
+  for (const int who : {0, world - 1}) {
+    RankThreads(world,
+                [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  if (group.rank() != who) {
+                    const Deadline end = Deadline::after(20 * kSecond);
+                    while (group.check() && !end.passed()) std::this_thread::yield();
+                    const auto late = make_collectives(group, {}, nullptr, Deadline::never());
+                    ASSERT_FALSE(late.ok());
+                    EXPECT_EQ(late.error().code(), Code::kCommAborted);
+                    EXPECT_EQ(late.error().rank(), who);
+                    EXPECT_THAT(late.error().message(), HasSubstr("cancelled its wait"));
+                    return;
+                  }
+                  std::atomic<bool> cancel{false};
+                  std::thread other([&] {
+                    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+                    cancel = true;
+                  });
+                  const int64_t start = monotonic_ns();
+                  const auto made =
+                      make_collectives(group, {}, nullptr, {Deadline::never(), &cancel});
+                  EXPECT_LT(monotonic_ns() - start, 5 * kSecond);
+                  other.join();
+                  ASSERT_FALSE(made.ok());
+                  EXPECT_EQ(made.error().code(), Code::kCancelled) << made.error().message();
+                },
+                {.threads = 1, .finalize = false, .nodes = GetParam().nodes});
+  }
+}
+
+// One after the other steps of the opening, with the others in it too: whoever finds it open or not, nobody hangs.
+TEST_P(CallsOf, ACancelAnywhereInTheOpeningLeavesNobodyWaiting) {
+  for (int64_t after_us = 0; after_us < 20'000; after_us += 4'000) {
+    RankThreads(static_cast<int>(GetParam().nodes.size()),
+                [&](Group& group) {
+                  ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));
+                  std::atomic<bool> cancel{false};
+                  std::thread other([&] {
+                    if (group.rank() != 0) return;
+                    std::this_thread::sleep_for(std::chrono::microseconds(after_us));
+                    cancel = true;
+                  });
+                  const Limits limits{Deadline::after(30 * kSecond), &cancel};
+                  const int64_t start = monotonic_ns();
+                  auto made = make_collectives(group, {}, nullptr, limits);
+                  Status status = made ? (*made)->barrier(limits) : Status(made.error());
+                  other.join();
+                  // Passed by then, or ended by the cancel.
+                  if (!status && group.rank() == 0) {
+                    EXPECT_EQ(status.error().code(), Code::kCancelled) << status.error().message();
+                  } else if (!status) {
+                    EXPECT_EQ(status.error().code(), Code::kCommAborted)
+                        << status.error().message();
+                    EXPECT_THAT(status.error().message(),
+                                AllOf(HasSubstr("rank 0"), HasSubstr("cancelled")));
+                  }
+                  EXPECT_LT(monotonic_ns() - start, 10 * kSecond);
+                },
+                {.threads = 1, .finalize = false, .nodes = GetParam().nodes});
+  }
+}
+
+// Also over a connection, which may be seen to end first.
+TEST_P(CallsOf, ACancelIsToldByItsRank) {
+  RankThreads(static_cast<int>(GetParam().nodes.size()),
+              [&](Group& group) {
+                auto made = make_collectives(group, {}, nullptr, Deadline::after(60 * kSecond));
+                ASSERT_TRUE(made.ok()) << made.error().message();
+                ASSERT_TRUE((*made)->barrier(Deadline::after(60 * kSecond)));
+                ASSERT_TRUE(group.barrier(Deadline::after(60 * kSecond)));  // all have passed that
+                if (group.rank() == 0) {
+                  const std::atomic<bool> cancel{true};
+                  float none = 0;
+                  const Status status =
+                      (*made)->receive(&none, 1, DType::kF32, 1, {Deadline::never(), &cancel});
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_EQ(status.error().code(), Code::kCancelled);
+                } else {
+                  const Status status = (*made)->barrier(Deadline::after(30 * kSecond));
+                  ASSERT_FALSE(status.ok());
+                  EXPECT_EQ(status.error().code(), Code::kCommAborted);
+                  EXPECT_EQ(status.error().rank(), 0);
+                  EXPECT_THAT(status.error().message(),
+                              AllOf(HasSubstr("rank 0 gave up: "), HasSubstr("cancelled")));
+                }
+                EXPECT_FALSE((*made)->barrier(Deadline::after(30 * kSecond)).ok());
+                EXPECT_TRUE(group.barrier(Deadline::after(60 * kSecond))) << "the group lives on";
+              },
+              {.threads = 1, .finalize = true, .nodes = GetParam().nodes});
+}
+
+TEST_P(CallsOf, WhatRanksCallAlikeMayTakeItsTime) {
+  RankThreads(static_cast<int>(GetParam().nodes.size()),
+              [](Group& group) {
+                for (int round = 0; round < 3; ++round) {
+                  const auto slow = [&] {
+                    // Longer than a call may take before it is told, on one rank after the other.
+                    if (group.rank() == round % 2)
+                      std::this_thread::sleep_for(std::chrono::milliseconds(120));
+                    return group.barrier(Deadline::after(60 * kSecond));
+                  };
+                  const Status status = noted(group, CollectiveCall::barrier(), false, slow);
+                  EXPECT_TRUE(status) << status.error().message();
+                }
+              },
+              {.threads = 1, .finalize = true, .nodes = GetParam().nodes});
+}
+
+}  // namespace
+}  // namespace amxt::comm
