@@ -5,15 +5,15 @@
 //
 //   [N/32 panels] [K/32 blocks] [2 halves of 16 rows] [16 pairs of columns] [16 rows] [2 columns of a pair]
 //
-// A half of a block of bf16 is 1 KiB: the second operand of a tile product as it stands (16 pairs of the contracted index, 16 columns of the
-// result). Rows and columns that a panel or a block has beyond the weight are zeros, and stay zeros.
+// A half of a block of bf16 is 1 KiB: the second operand of a tile product as it stands (16 pairs of the contracted index, 16 columns of
+// the result). Rows and columns that a panel or a block has beyond the weight are zeros, and stay zeros.
 //
 // What the order gives to whoever owns rows (store/layout):
 //   - Panels are the panels that rows are dealt out in, and a panel is contiguous: rows [32 a, 32 b) are the elements
 //     [32 a K', 32 b K'), K' = K rounded up to 32. These are the places that they have in row-major order too, so offsets of tensors and of
 //     owned ranges, windows and exchanges between nodes stay as they are; only sizes are those of rounded shapes.
-//   - Matrices that follow each other (q, k, v; gate, up) are one matrix to a product if their row counts are multiples of 32, and a range of
-//     whole panels (an owner's rows, a block of the vocabulary) is a matrix of its own.
+//   - Matrices that follow each other (q, k, v; gate, up) are one matrix to a product if their row counts are multiples of 32, and a range
+//     of whole panels (an owner's rows, a block of the vocabulary) is a matrix of its own.
 //   - Master, moments and gradients in the same order keep the optimizer elementwise.
 // One row is spread over K/2 cache lines: a table that rows are looked up in is better kept row-major. Where it is the head's weight too,
 // from_blocked({1, K}, w + shape.offset(row, 0), to, K) reads a row.

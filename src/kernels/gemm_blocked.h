@@ -1,9 +1,9 @@
-// bf16 products of a linear layer whose weight lies in the blocked order (blocked_layout.h): forward, gradient of the input, gradient of the
-// weight. Activations are row-major and packed in the call; the weight is read, and its gradient written, as it lies.
+// bf16 products of a linear layer whose weight lies in the blocked order (blocked_layout.h): forward, gradient of the input, gradient of
+// the weight. Activations are row-major and packed in the call; the weight is read, and its gradient written, as it lies.
 //
 // Legend: T tokens, N output features, K input features. Sums are in fp32. An element of a result is one sum over the contracted index
-// in an order that the instruction set fixes (32 at a time with tiles, else one by one): its bits never depend on threads, nor on which other
-// rows and columns the call computes. What is added to (accumulate) is added last.
+// in an order that the instruction set fixes (32 at a time with tiles, else one by one): its bits never depend on threads, nor on which
+// other rows and columns the call computes. What is added to (accumulate) is added last.
 //
 // Denormals: with AMX and AVX512_BF16 bf16 denormals count as zero, and denormal sums become zero, as the instructions define; with AVX2
 // and AVX-512 they are kept.

@@ -1,6 +1,6 @@
-// The backend of gemm_blocked_scheme.h in fp32 multiply-adds over the sixteen lanes of simd.h: panels are converted once for each use, which
-// costs 3 of 100 instructions for the first operand and less for the second, that stays for all panels of the first. One chain for each element,
-// in the order of pairs: the same bits on AVX2 and on AVX-512. Denormals are kept.
+// The backend of gemm_blocked_scheme.h in fp32 multiply-adds over the sixteen lanes of simd.h: panels are converted once for each use,
+// which costs 3 of 100 instructions for the first operand and less for the second, that stays for all panels of the first. One chain for
+// each element, in the order of pairs: the same bits on AVX2 and on AVX-512. Denormals are kept.
 #pragma once
 
 #include "kernels/gemm_blocked_lanes.h"

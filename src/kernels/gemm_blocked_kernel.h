@@ -28,8 +28,8 @@ struct PackedOperand {
   int64_t panel_stride, group_stride;
 };
 
-// Packs 32 rows of memory, from `row` on, and their columns from `column` to `column_end` (multiples of 32), into the operand at `to`: block
-// by block, since a block is written together (row by row took 1.6 times as long). Zeros stand for what lies outside the matrix.
+// Packs 32 rows of memory, from `row` on, and their columns from `column` to `column_end` (multiples of 32), into the operand at `to`:
+// block by block, since a block is written together (row by row took 1.6 times as long). Zeros stand for what lies outside the matrix.
 using PackRows = void (*)(const RowMajor& from, int64_t row, int64_t column, int64_t column_end,
                           bf16* to, int64_t group_stride);
 

@@ -1,6 +1,7 @@
 // What becomes of 32 x 32 finished sums, four tiles of 16 x 16 (00, 01, 10, 11): functors called with the sums and their panels. What a
 // product fuses (bias, residual, SwiGLU) is one more functor of this kind. destination() is where 4 KiB together will be
-// touched, which are worth asking for before (fp32 dW at T = 512: from 77% to 88% of the peak on AVX512_BF16, bf16 from 84% to 89%), or null.
+// touched, which are worth asking for before (fp32 dW at T = 512: from 77% to 88% of the peak on AVX512_BF16, bf16 from 84% to 89%), or
+// null.
 #pragma once
 
 #include "kernels/gemm_blocked_kernel.h"

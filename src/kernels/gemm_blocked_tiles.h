@@ -4,8 +4,8 @@
 // The calls overlap: the sums of one are stored between the first products of the next, so that the multiplier waits for neither
 // (on 2 cores with AMX +6 to +14%).
 //
-// Tiles: configure(), release(), and for a tile number zero<t>(), load<t>(from), store<t>(to), multiply_add<sum, first, second>(); a tile is 16
-// rows of 64 bytes, one after the other.
+// Tiles: configure(), release(), and for a tile number zero<t>(), load<t>(from), store<t>(to), multiply_add<sum, first, second>(); a tile
+// is 16 rows of 64 bytes, one after the other.
 #pragma once
 
 #include "kernels/gemm_blocked_pack.h"
