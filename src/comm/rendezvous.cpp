@@ -99,6 +99,8 @@ class Gatherer {
     if (!status) {
       tell_all(status.error());
       if (list_) list_->leave_note(status.error(), Deadline::after(kLastWordsNs));
+      // Who has met nobody yet reads it in the store, which goes with this process.
+      if (server_ && !assembly_.has_all()) poll(nullptr, 0, kLastWordsNs / 1'000'000);
       return std::move(status).error();
     }
     return assembly_.take();
