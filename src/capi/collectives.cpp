@@ -171,13 +171,17 @@ Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& w
   return group->device_collectives.get();
 }
 
-Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
+Status run_on(amxt_group* group, const Job& what, const Limits& limits) {
   if (what.on_device) {
     AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
   }
   AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
   return what.work(*all, limits);
+}
+
+Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
+  return during(what.call ? what.call->text() : "a collective", run_on(group, what, limits));
 }
 
 // In the order of submission. None for a part, whose calls all compare themselves with each other.

@@ -229,7 +229,7 @@ amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error
     if (group->is_part) return barrier_of_part(group, timeout_ns);
     AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall::barrier()));
     const Call call(*group->runtime, timeout_ns);
-    return group->group->barrier({call.deadline(), call.cancel_flag()});
+    return during("barrier", group->group->barrier({call.deadline(), call.cancel_flag()}));
   });
 }
 
@@ -246,7 +246,7 @@ amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_erro
     AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall{"finalize"}));
     AMXT_TRY(leave_devices(group, timeout_ns));
     const Call call(*group->runtime, timeout_ns);
-    AMXT_TRY(group->group->finalize({call.deadline(), call.cancel_flag()}));
+    AMXT_TRY(during("finalize", group->group->finalize({call.deadline(), call.cancel_flag()})));
     group->finalized = true;
     return {};
   });

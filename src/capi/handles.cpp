@@ -5,7 +5,7 @@ namespace amxt::capi {
 Result<std::shared_ptr<AlikeCall>> AlikeCall::begin(std::shared_ptr<comm::Group> group,
                                                     const comm::CollectiveCall& call,
                                                     bool is_collective) {
-  AMXT_ASSIGN(const uint64_t number, group->begin_call(call, is_collective));
+  AMXT_ASSIGN(const uint64_t number, during(call.text(), group->begin_call(call, is_collective)));
   return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), number));
 }
 

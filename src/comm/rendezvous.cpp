@@ -90,9 +90,7 @@ class Gatherer {
         node_(plain_word(launch.node_hint)),
         may_be_elsewhere_(launch.may_span_nodes()),
         introductions_(std::move(self)),
-        assembly_(launch.rank, launch.world_size, log) {
-    if (may_be_elsewhere_) introductions_.set_host(host_name());
-  }
+        assembly_(launch.rank, launch.world_size, log) {}
 
   Result<Gathering> run() {
     auto status = join();

@@ -172,7 +172,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
     input.commit = commit;
     first = memory_.empty() || memory_.back().stage != "step";
   }
-  Result<StepResult> result = run_step(batch, input, step_limits(limits));
+  Result<StepResult> result =
+      during(fmt::format("step {}", input.step), run_step(batch, input, step_limits(limits)));
   if (!result) return std::move(result).error();
   if (result->counted == 0 && leads()) {
     log().warning(

@@ -415,7 +415,10 @@ TEST_F(CommandLaunch, AKilledRankEndsAllInTwoSecondsAndIsNamed) {
     EXPECT_EQ(finished.code, 128 + SIGKILL) << finished;
     EXPECT_THAT(finished.err,
                 HasSubstr(fmt::format("error: rank {} was ended by signal 9", victim)));
-    EXPECT_THAT(finished.err, HasSubstr(fmt::format("rank {} (pid {}) died", victim, dead)));
+    EXPECT_THAT(
+        finished.err,
+        ContainsRegex(fmt::format(
+            "during (step [0-9]+|save): rank {} \\(pid {} on host [^ )]+\\) died", victim, dead)));
     for (const pid_t child : children) EXPECT_FALSE(is_running(child));
     expect_whole(output);
     EXPECT_EQ(names_in(path(output)).count("final"), 0u);
