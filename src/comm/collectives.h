@@ -66,6 +66,8 @@ class Collectives {
   virtual Status receive(void* data, int64_t count, DType dtype, int peer,
                          const Limits& limits) = 0;
   virtual Status barrier(const Limits& limits) = 0;
+  // Ends the communicator on all ranks for this reason, in place of a call that they make.
+  virtual void give_up(Error why) = 0;
   // For what is built upon a communicator: everyone's `bytes` bytes by rank, agreed upon and told of as the call that it is for; not
   // counted.
   virtual Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
