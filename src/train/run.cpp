@@ -50,9 +50,9 @@ Result<int64_t> TrainerCore::agree_on_run(const io::Dataset& data, const RunOpti
     mine.emplace_back("saving", saves ? "on" : "off");
     if (saves) mine.emplace_back("steps between checkpoints", std::to_string(options.save_steps));
     if (options.eval_data != nullptr) {
-      mine.emplace_back("steps between evaluations", std::to_string(options.eval_steps));
       const Facts evaluation = facts_of(*options.eval_data, "the data to evaluate on");
       mine.insert(mine.end(), evaluation.begin(), evaluation.end());
+      mine.emplace_back("steps between evaluations", std::to_string(options.eval_steps));
     }
     return mine;
   };
