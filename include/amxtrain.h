@@ -688,8 +688,8 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
 /*
- * How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN,
- * but for the largest and smallest in device memory.
+ * How values are put together. Sums of bfloat16 and float16 are made in float32, but in device memory,
+ * where NCCL adds them as they are. A NaN stays a NaN, but for the largest and smallest there.
  */
 enum {
   AMXT_REDUCE_SUM = 0, /* of integers: wraps around */

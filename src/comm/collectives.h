@@ -3,9 +3,10 @@
 //
 // Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used
 // at the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
-// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows
-// (once per level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of
-// them, naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once, but for bf16 over a
+// hierarchical transport (once per level) and for NCCL, which has its own way; a mismatch between ranks (operation, count, type, root,
+// order) ends in kCommProtocol on all of them, naming both sides; every call has a deadline, after which the communicator is dead on all
+// ranks, as after a cancel.
 #pragma once
 
 #include <cstdint>
