@@ -6,7 +6,15 @@ Result<std::shared_ptr<AlikeCall>> AlikeCall::begin(std::shared_ptr<comm::Group>
                                                     const comm::CollectiveCall& call,
                                                     bool is_collective) {
   AMXT_ASSIGN(const uint64_t number, during(call.text(), group->begin_call(call, is_collective)));
-  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), number));
+  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), number, false));
+}
+
+Result<std::shared_ptr<AlikeCall>> AlikeCall::begin_letter(std::shared_ptr<comm::Group> group,
+                                                           const comm::CollectiveCall& call,
+                                                           int peer, bool sends, bool blocks) {
+  AMXT_ASSIGN(const uint64_t number,
+              during(call.text(), group->begin_letter(call, peer, sends, blocks)));
+  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), number, true));
 }
 
 void RuntimeState::add(std::atomic<bool>* flag) {

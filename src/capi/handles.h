@@ -83,16 +83,21 @@ class AlikeCall {
   static Result<std::shared_ptr<AlikeCall>> begin(std::shared_ptr<comm::Group> group,
                                                   const comm::CollectiveCall& call,
                                                   bool is_collective = false);
-  ~AlikeCall() { group_->end_call(number_); }
+  // A send or receive.
+  static Result<std::shared_ptr<AlikeCall>> begin_letter(std::shared_ptr<comm::Group> group,
+                                                         const comm::CollectiveCall& call, int peer,
+                                                         bool sends, bool blocks);
+  ~AlikeCall() { is_letter_ ? group_->end_letter(number_) : group_->end_call(number_); }
   AlikeCall(const AlikeCall&) = delete;
   AlikeCall& operator=(const AlikeCall&) = delete;
 
  private:
-  AlikeCall(std::shared_ptr<comm::Group> group, uint64_t number)
-      : group_(std::move(group)), number_(number) {}
+  AlikeCall(std::shared_ptr<comm::Group> group, uint64_t number, bool is_letter)
+      : group_(std::move(group)), number_(number), is_letter_(is_letter) {}
 
   const std::shared_ptr<comm::Group> group_;
   const uint64_t number_;
+  const bool is_letter_;
 };
 
 // kForked when the handle was made by another process.

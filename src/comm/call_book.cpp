@@ -38,6 +38,68 @@ void CallBook::end(uint64_t number) {
   --under_way_;
 }
 
+CallBook::Begun CallBook::begin(const Letter& letter) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t ordinal = ++begun_[{letter.peer, letter.sends}];
+  letters_.push_back({letter, next_letter_, next_, ordinal, false, 0});
+  Begun begun{next_letter_++, rests_, std::nullopt};
+  rests_ = false;
+  return begun;
+}
+
+std::optional<CallBook::Told> CallBook::end_letter(uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  const auto found =
+      std::find_if(letters_.begin(), letters_.end(),
+                   [number](const Waiting& waiting) { return waiting.number == number; });
+  if (found == letters_.end()) return std::nullopt;
+  Told told = as_told(*found);
+  const bool was_told = found->told;
+  letters_.erase(found);
+  if (!was_told) return std::nullopt;
+  told.over = true;
+  return told;
+}
+
+std::vector<CallBook::Told> CallBook::late_letters(int64_t now_ns, int64_t receive_ns,
+                                                   int64_t send_ns) {
+  const std::lock_guard lock(mutex_);
+  std::vector<Told> all;
+  if (letters_.empty()) return all;
+  // They run one by one, with the collectives, in the order of the program.
+  Waiting& first = letters_.front();
+  for (const Entry& entry : entries_) {
+    if (entry.number >= first.position) break;
+    if (!entry.ended && entry.is_collective) return all;
+  }
+  if (first.first_ns == 0) first.first_ns = now_ns;
+  if (!first.told && now_ns - first.first_ns >= (first.letter.sends ? send_ns : receive_ns)) {
+    first.told = true;
+    all.push_back(as_told(first));
+  }
+  return all;
+}
+
+std::optional<Error> CallBook::deadlock(int64_t since_ns) const {
+  const std::lock_guard lock(mutex_);
+  for (const Told& told : awaited_) {
+    const auto begun = begun_.find({told.rank, !told.sends});
+    if (begun != begun_.end() && begun->second >= told.ordinal) continue;
+    for (const Entry& own : entries_) {
+      if (own.ended || own.number < told.number || own.begun_ns > since_ns) continue;
+      // Another thread may come with the other end while this one is in a barrier or a trainer's call, but not where the ranks block.
+      const bool is_last = own.is_collective || std::string_view(own.call.name) == "finalize";
+      if (!is_last && !told.blocks) continue;
+      return Error(Code::kCommProtocol,
+                   fmt::format("the ranks disagree: rank {} calls {} {} rank {}, rank {} calls {}",
+                               told.rank, told.text, told.sends ? "to" : "from", rank_, rank_,
+                               own.call.text()))
+          .with_rank(std::max(rank_, told.rank));
+    }
+  }
+  return std::nullopt;
+}
+
 std::vector<CallBook::Told> CallBook::late(int64_t since_ns) {
   const std::lock_guard lock(mutex_);
   std::vector<Told> all;
@@ -55,7 +117,7 @@ std::vector<CallBook::Told> CallBook::late(int64_t since_ns) {
 
 bool CallBook::rests() {
   const std::lock_guard lock(mutex_);
-  rests_ = under_way_ == 0;
+  rests_ = under_way_ == 0 && letters_.empty();
   return rests_;
 }
 
@@ -74,6 +136,14 @@ std::optional<CallBook::Told> CallBook::only() const {
 
 std::optional<Error> CallBook::hear(const Told& told) {
   const std::lock_guard lock(mutex_);
+  if (told.peer >= 0) {
+    if (told.peer != rank_) return {};
+    std::erase_if(awaited_, [&](const Told& other) {
+      return other.rank == told.rank && other.sends == told.sends;  // it waits in one at a time
+    });
+    if (!told.over) awaited_.push_back(told);
+    return {};
+  }
   heard_.push_back(told);
   if (heard_.size() > kKept) heard_.pop_front();
   last_heard_ = std::max(last_heard_, told.number);
@@ -83,6 +153,7 @@ std::optional<Error> CallBook::hear(const Told& told) {
 
 bool CallBook::is_news(const Told& told) {
   const std::lock_guard lock(mutex_);
+  if (told.peer >= 0) return true;  // of one rank alone
   for (const Told& other : news_) {
     if (other.number == told.number && other.text == told.text) return false;
   }
@@ -92,7 +163,24 @@ bool CallBook::is_news(const Told& told) {
 }
 
 CallBook::Told CallBook::as_told(const Entry& entry) const {
-  return {rank_, entry.number, entry.is_collective, entry.call.text()};
+  Told told;
+  told.rank = rank_;
+  told.number = entry.number;
+  told.is_collective = entry.is_collective;
+  told.text = entry.call.text();
+  return told;
+}
+
+CallBook::Told CallBook::as_told(const Waiting& waiting) const {
+  Told told;
+  told.rank = rank_;
+  told.number = waiting.position;
+  told.text = waiting.letter.call.text();
+  told.peer = waiting.letter.peer;
+  told.ordinal = waiting.ordinal;
+  told.sends = waiting.letter.sends;
+  told.blocks = waiting.letter.blocks;
+  return told;
 }
 
 std::optional<Error> CallBook::compare(const Entry& own, const Told& other) const {

@@ -93,6 +93,7 @@ class WatchedCollectives final : public Collectives {
     return watch(kReceive, bytes, dtype, {},
                  [&] { return inner_->receive(data, count, dtype, peer, limits); });
   }
+  void give_up(Error why) override { inner_->give_up(std::move(why)); }
   Status barrier(const Limits& limits) override {
     return watch(kBarrier, 0, DType::kU8, {}, [&] { return inner_->barrier(limits); });
   }

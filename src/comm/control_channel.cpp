@@ -250,7 +250,9 @@ Status ControlChannel::check() const {
 
 Error ControlChannel::fail_with(Error error) {
   fail(std::move(error));
-  const std::lock_guard lock(mutex_);
+  // Another thread may be about to tell of an earlier one.
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return failed(); });
   return *error_;
 }
 

@@ -100,6 +100,13 @@ class Group {
     return uint64_t{0};
   }
   virtual void end_call(uint64_t number) { (void)number; }
+  // The same of a send or receive, which two ranks make: the group ends where one waits for what the other cannot begin any more.
+  virtual Result<uint64_t> begin_letter(const CollectiveCall& call, int peer, bool sends,
+                                        bool blocks) {
+    (void)call, (void)peer, (void)sends, (void)blocks;
+    return uint64_t{0};
+  }
+  virtual void end_letter(uint64_t number) { (void)number; }
 
   // Tells all ranks why this one has ended `what`, a thing of theirs beside the group; before they see that it has. The first word on a
   // thing is kept.

@@ -35,8 +35,9 @@ constexpr int64_t kLookNs = 100'000'000;       // a sleeping rank looks around t
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kReasonNs =
     1'000'000'000;  // a reason, or rank 0's word, comes this soon after what it ended
-constexpr int64_t kLateNs = 20'000'000;  // who waits so long for others of its node tells rank 0
-constexpr int64_t kTellNs = 50'000'000;  // a call that takes so long is told to the others
+constexpr int64_t kLateNs = 20'000'000;     // who waits so long for others of its node tells rank 0
+constexpr int64_t kTellNs = 50'000'000;     // a call that takes so long is told to the others
+constexpr int64_t kSendNs = 2'000'000'000;  // a send, which may yet end without its receive
 // How long a mismatch that ranks find where they wait is held back: by then the calls that led there are told.
 constexpr int64_t kHoldNs = 400'000'000;
 constexpr size_t kMostEnds = 64;  // of what ranks told each other, the latest
@@ -143,6 +144,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   }
 
   Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) override {
+    AMXT_TRY(channel_.check());
     CallBook::Begun begun = book_.begin(call, is_collective, monotonic_ns());
     if (begun.mismatch) return channel_.fail_with(*std::move(begun.mismatch));
     if (begun.was_idle) channel_.kick();
@@ -150,6 +152,18 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   }
 
   void end_call(uint64_t number) override { book_.end(number); }
+
+  Result<uint64_t> begin_letter(const CollectiveCall& call, int peer, bool sends,
+                                bool blocks) override {
+    AMXT_TRY(channel_.check());
+    const CallBook::Begun begun = book_.begin(CallBook::Letter{call, peer, sends, blocks});
+    if (begun.was_idle) channel_.kick();
+    return begun.number;
+  }
+
+  void end_letter(uint64_t number) override {
+    if (const auto told = book_.end_letter(number)) tell_call(*told);
+  }
 
   Status barrier(const Limits& limits) override {
     auto number = meet(Collective::kBarrier, {}, limits);
@@ -225,15 +239,17 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       case MessageKind::kEnded:
         return keep_end(message.sequence, root_cause(message));
       case MessageKind::kCalled:
-        return hear_call({rank() == 0 ? from : message.about_rank, message.sequence,
-                          message.bytes != 0, message.get_text()});
+        return hear_call(as_told(rank() == 0 ? from : message.about_rank, message));
       default:
         return;
     }
   }
 
   int64_t look() override {
-    tell_calls(monotonic_ns() - kTellNs);
+    const int64_t now_ns = monotonic_ns();
+    tell_calls(now_ns - kTellNs);
+    for (const CallBook::Told& told : book_.late_letters(now_ns, kTellNs, kSendNs)) tell_call(told);
+    if (auto error = book_.deadlock(now_ns - kHoldNs)) channel_.fail(*std::move(error));
     const int64_t held_ns = held_until_.load(std::memory_order_acquire);
     if (held_ns != 0 && monotonic_ns() >= held_ns) {
       const std::lock_guard lock(held_mutex_);
@@ -258,12 +274,14 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   // --- What ranks call (call_book.h) ---
 
   void tell_calls(int64_t since_ns) {
-    for (const CallBook::Told& told : book_.late(since_ns)) {
-      if (rank() == 0) {
-        pass_on(told);
-      } else {
-        channel_.send(0, as_message(told));
-      }
+    for (const CallBook::Told& told : book_.late(since_ns)) tell_call(told);
+  }
+
+  void tell_call(const CallBook::Told& told) {
+    if (rank() == 0) {
+      pass_on(told);
+    } else {
+      channel_.send(0, as_message(told));
     }
   }
 
@@ -283,9 +301,27 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     message.kind = MessageKind::kCalled;
     message.sequence = told.number;
     message.about_rank = told.rank;
-    message.bytes = told.is_collective ? 1 : 0;
+    message.code = told.peer + 1;
+    message.bytes = (told.is_collective ? CallTraits::kCollective : 0) |
+                    (told.sends ? CallTraits::kSends : 0) |
+                    (told.blocks ? CallTraits::kBlocks : 0) | (told.over ? CallTraits::kOver : 0) |
+                    static_cast<int64_t>(told.ordinal << CallTraits::kOrdinalShift);
     message.set_text(told.text);
     return message;
+  }
+
+  static CallBook::Told as_told(int rank, const Message& message) {
+    CallBook::Told told;
+    told.rank = rank;
+    told.number = message.sequence;
+    told.is_collective = (message.bytes & CallTraits::kCollective) != 0;
+    told.text = message.get_text();
+    told.peer = message.code - 1;
+    told.ordinal = static_cast<uint64_t>(message.bytes) >> CallTraits::kOrdinalShift;
+    told.sends = (message.bytes & CallTraits::kSends) != 0;
+    told.blocks = (message.bytes & CallTraits::kBlocks) != 0;
+    told.over = (message.bytes & CallTraits::kOver) != 0;
+    return told;
   }
 
   // Ends the group with what was found where ranks meet, unless the calls that brought them there, which are told meanwhile, say it better.

@@ -77,6 +77,7 @@ class NcclCollectives final : public Collectives {
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   // Of the hosts and their streams: all have come here, and what they had enqueued is done.
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override { (void)fail(std::move(why)); }
   // Of host memory.
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override {

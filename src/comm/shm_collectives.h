@@ -31,6 +31,7 @@ class ShmCollectives final : public GroupCollectives {
               const Limits& limits) override;
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override { (void)area_->fail(std::move(why)); }
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override;
 

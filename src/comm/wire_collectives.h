@@ -39,6 +39,7 @@ class WireCollectives final : public GroupCollectives {
               const Limits& limits) override;
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override;
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override;
 

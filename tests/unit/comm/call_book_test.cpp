@@ -90,6 +90,90 @@ TEST(CallBook, PassesOnWhatIsNew) {
   EXPECT_TRUE(book.is_news({1, 6, false, "barrier"}));
 }
 
+CallBook::Letter receive_from(int peer, bool blocks) {
+  return {{"receive", DType::kF32, -1, -1, 4}, peer, false, blocks};
+}
+CallBook::Letter send_to(int peer) { return {{"send", DType::kF32, -1, -1, 4}, peer, true, true}; }
+
+// What rank 1 tells of its receive from rank 0, once nothing is before it.
+CallBook::Told waiting_receive(bool blocks) {
+  CallBook book(1);
+  book.begin(receive_from(0, blocks));
+  EXPECT_TRUE(book.late_letters(1000, 50, 2000).empty());
+  const auto late = book.late_letters(1050, 50, 2000);
+  EXPECT_EQ(late.size(), 1u);
+  EXPECT_TRUE(book.late_letters(9000, 50, 2000).empty()) << "told once";
+  return late.at(0);
+}
+
+TEST(CallBook, FindsAReceiveWhoseSendCannotComeAnyMore) {
+  const CallBook::Told told = waiting_receive(false);
+  CallBook book(0);
+  EXPECT_FALSE(book.hear(told));
+  EXPECT_FALSE(book.deadlock(100)) << "this rank may yet send";
+  const auto begun = book.begin(all_reduce(4), true, 50);
+  EXPECT_FALSE(book.deadlock(40)) << "not for long";
+  const auto found = book.deadlock(50);
+  ASSERT_TRUE(found);
+  EXPECT_EQ(found->code(), Code::kCommProtocol);
+  EXPECT_EQ(found->message(),
+            "the ranks disagree: rank 1 calls receive of 4 F32 from rank 0, rank 0 calls "
+            "all_reduce of 4 F32, sum");
+  book.end(begun.number);
+  EXPECT_FALSE(book.deadlock(100));
+}
+
+TEST(CallBook, AReceiveWhoseSendHasBegunIsNoDeadlock) {
+  CallBook book(0);
+  const auto sent = book.begin(send_to(1));
+  book.end_letter(sent.number);
+  book.begin(all_reduce(4), true, 0);
+  EXPECT_FALSE(book.hear(waiting_receive(true)));
+  EXPECT_FALSE(book.deadlock(100));
+}
+
+TEST(CallBook, ABarrierIsADeadlockOnlyWhereTheReceiverBlocks) {
+  for (const bool blocks : {false, true}) {
+    CallBook book(0);
+    book.begin(CollectiveCall::barrier(), false, 0);
+    CallBook::Told told = waiting_receive(blocks);
+    EXPECT_FALSE(book.hear(told));
+    EXPECT_EQ(book.deadlock(100).has_value(), blocks);
+    told.over = true;
+    EXPECT_FALSE(book.hear(told));
+    EXPECT_FALSE(book.deadlock(100)) << "it was given up";
+  }
+}
+
+TEST(CallBook, ACallBeforeTheReceiveIsNoDeadlock) {
+  CallBook waits(1);
+  const auto before = waits.begin(all_reduce(4), true, 0);
+  const auto receive = waits.begin(receive_from(0, true));
+  EXPECT_TRUE(waits.late_letters(1000, 50, 2000).empty()) << "it has not its turn";
+  EXPECT_FALSE(waits.end_letter(receive.number)) << "nobody was told of it";
+  EXPECT_FALSE(waits.rests());
+  waits.end(before.number);
+  EXPECT_TRUE(waits.rests());
+
+  CallBook::Told told = waiting_receive(true);
+  told.number = 2;  // it comes after a call that this rank is still in
+  CallBook book(0);
+  book.begin(all_reduce(4), true, 0);
+  EXPECT_FALSE(book.hear(told));
+  EXPECT_FALSE(book.deadlock(100));
+}
+
+TEST(CallBook, ASendIsGivenMoreTime) {
+  CallBook book(0);
+  const auto send = book.begin(send_to(1));
+  EXPECT_TRUE(book.late_letters(1, 50, 2000).empty());
+  EXPECT_TRUE(book.late_letters(1000, 50, 2000).empty());
+  EXPECT_EQ(book.late_letters(2001, 50, 2000).size(), 1u);
+  const auto over = book.end_letter(send.number);
+  ASSERT_TRUE(over);
+  EXPECT_TRUE(over->over);
+}
+
 // --- In a group ---
 
 // One call of the C ABI: noted, made, and over.
