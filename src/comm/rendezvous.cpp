@@ -70,12 +70,16 @@ Error tell_openly(const LaunchInfo& launch, Error error, Deadline deadline) {
   if (!store) return error;
   EntryList list(*std::move(store), launch.run_id);
   std::optional<Error> note;
-  if (!launch.agent_store) {  // an agent's may hold those of earlier attempts
-    (void)list.read_new(soon, [&](int64_t, std::string_view text) {
+  // Rank 0 may be about to say why it has no secret. An agent's store may hold notes of earlier attempts.
+  const Deadline patience = soon.earlier(Deadline::after(launch.rank == 0 ? 0 : kLastWordsNs));
+  while (!launch.agent_store) {
+    const Status read = list.read_new(soon, [&](int64_t, std::string_view text) {
       if (!note) note = parse_note(text);
     });
+    if (note) return *std::move(note);
+    if (!read || patience.passed()) break;
+    poll(nullptr, 0, kFirstPauseMs);
   }
-  if (note) return *std::move(note);
   list.leave_note(error, soon);
   return error;
 }
