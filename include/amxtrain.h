@@ -718,8 +718,9 @@ enum {
  * A send or receive that waits, while the other rank is in a collective or in finalize of this group
  * and has not begun the other end, would wait for ever, as they run one after the other: that ends the
  * group, naming both calls. The same where a blocking send or receive meets a barrier or a trainer's
- * call; so while one waits, no other thread may make those calls. Groups that were split off look for
- * none of this: there a message that never comes ends at its deadline.
+ * call; so while one waits, no other thread may make those calls. In a group that was split off it is
+ * the same, its barrier and finalize being collectives: all groups that came of one end, and the
+ * message names the ranks as that one counts them.
  *
  * Do all ranks get the same? Where they share memory a call ends well on all ranks or on none.
  * Between nodes a rank may end a call well that fails elsewhere: when another one cancels it or

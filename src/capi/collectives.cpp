@@ -184,12 +184,15 @@ Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
   return during(what.call ? what.call->text() : "a collective", run_on(group, what, limits));
 }
 
-// In the order of submission. None for a part, whose calls all compare themselves with each other.
+// In the order of submission.
 Result<std::shared_ptr<AlikeCall>> begin(const amxt_group* group, const Job& what, bool blocks) {
-  if (group->is_part || !what.call) return std::shared_ptr<AlikeCall>();
-  if (what.peer >= 0)
-    return AlikeCall::begin_letter(group->group, *what.call, what.peer, what.sends, blocks);
-  return AlikeCall::begin(group->group, *what.call, true);
+  if (!what.call) return std::shared_ptr<AlikeCall>();
+  const uint64_t communicator = group->is_part ? group->collectives->number() : 0;
+  if (what.peer >= 0) {
+    return AlikeCall::begin_letter(group->group, communicator, *what.call, what.peer, what.sends,
+                                   blocks);
+  }
+  return AlikeCall::begin_collective(group->group, communicator, *what.call);
 }
 
 Status run(amxt_group* group, const Job& what, Deadline deadline) {
@@ -399,11 +402,11 @@ Status synchronize(amxt_group* group, int64_t timeout_ns) {
 
 namespace amxt::capi {
 
-Status barrier_of_part(amxt_group* group, int64_t timeout_ns) {
+Status meet_in_part(amxt_group* group, const comm::CollectiveCall& call, int64_t timeout_ns) {
   const Work barrier = [](comm::Collectives& all, const Limits& limits) {
     return all.barrier(limits);
   };
-  return run(group, Job{{}, barrier}, Deadline::after(timeout_ns));
+  return run(group, Job{call, barrier}, Deadline::after(timeout_ns));
 }
 
 Status leave_devices(amxt_group* group, int64_t timeout_ns) {

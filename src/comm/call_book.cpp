@@ -9,6 +9,8 @@ namespace {
 
 constexpr size_t kKept = 64;       // calls that have ended, and what others told
 constexpr size_t kToldAtOnce = 4;  // of a queue of calls the first ones matter
+constexpr size_t kEarly = 256;     // what others told of communicators that are not open here
+constexpr size_t kNamed = 8;       // ranks of a communicator in a message
 
 }  // namespace
 
@@ -40,8 +42,10 @@ void CallBook::end(uint64_t number) {
 
 CallBook::Begun CallBook::begin(const Letter& letter) {
   const std::lock_guard lock(mutex_);
-  const uint64_t ordinal = ++begun_[{letter.peer, letter.sends}];
+  const int peer = ranks_.empty() ? letter.peer : ranks_.at(static_cast<size_t>(letter.peer));
+  const uint64_t ordinal = ++begun_[{peer, letter.sends}];
   letters_.push_back({letter, next_letter_, next_, ordinal, false, 0});
+  letters_.back().letter.peer = peer;
   Begun begun{next_letter_++, rests_, std::nullopt};
   rests_ = false;
   return begun;
@@ -91,7 +95,7 @@ std::optional<Error> CallBook::deadlock(int64_t since_ns) const {
       const bool is_last = own.is_collective || std::string_view(own.call.name) == "finalize";
       if (!is_last && !told.blocks) continue;
       return Error(Code::kCommProtocol,
-                   fmt::format("the ranks disagree: rank {} calls {} {} rank {}, rank {} calls {}",
+                   fmt::format("{}: rank {} calls {} {} rank {}, rank {} calls {}", disagreement(),
                                told.rank, told.text, told.sends ? "to" : "from", rank_, rank_,
                                own.call.text()))
           .with_rank(std::max(rank_, told.rank));
@@ -155,7 +159,9 @@ bool CallBook::is_news(const Told& told) {
   const std::lock_guard lock(mutex_);
   if (told.peer >= 0) return true;  // of one rank alone
   for (const Told& other : news_) {
-    if (other.number == told.number && other.text == told.text) return false;
+    if (other.communicator == told.communicator && other.number == told.number &&
+        other.text == told.text)
+      return false;
   }
   news_.push_back(told);
   if (news_.size() > kKept) news_.pop_front();
@@ -164,6 +170,7 @@ bool CallBook::is_news(const Told& told) {
 
 CallBook::Told CallBook::as_told(const Entry& entry) const {
   Told told;
+  told.communicator = communicator_;
   told.rank = rank_;
   told.number = entry.number;
   told.is_collective = entry.is_collective;
@@ -173,6 +180,7 @@ CallBook::Told CallBook::as_told(const Entry& entry) const {
 
 CallBook::Told CallBook::as_told(const Waiting& waiting) const {
   Told told;
+  told.communicator = communicator_;
   told.rank = rank_;
   told.number = waiting.position;
   told.text = waiting.letter.call.text();
@@ -189,10 +197,63 @@ std::optional<Error> CallBook::compare(const Entry& own, const Told& other) cons
   if (text == other.text) return std::nullopt;
   const bool first = rank_ < other.rank;
   return Error(Code::kCommProtocol,
-               fmt::format("the ranks disagree: rank {} calls {}, rank {} calls {}",
+               fmt::format("{}: rank {} calls {}, rank {} calls {}", disagreement(),
                            first ? rank_ : other.rank, first ? text : other.text,
                            first ? other.rank : rank_, first ? other.text : text))
       .with_rank(std::max(rank_, other.rank));
+}
+
+// The error ends the whole group, where a part's own ranks would mislead.
+std::string CallBook::disagreement() const {
+  if (ranks_.empty()) return "the ranks disagree";
+  std::string ranks;
+  for (size_t i = 0; i < ranks_.size() && i < kNamed; ++i)
+    ranks += fmt::format("{}{}", i == 0 ? "" : ", ", ranks_[i]);
+  if (ranks_.size() > kNamed) ranks += fmt::format(" and {} more", ranks_.size() - kNamed);
+  return fmt::format("the ranks disagree in the part of ranks {}", ranks);
+}
+
+// --- CallBooks --------------------------------------------------------------------------------
+
+std::shared_ptr<CallBook> CallBooks::find(uint64_t communicator) const {
+  if (communicator == 0) return first_;
+  const std::lock_guard lock(mutex_);
+  const auto found = parts_.find(communicator);
+  return found == parts_.end() ? nullptr : found->second;
+}
+
+std::vector<std::shared_ptr<CallBook>> CallBooks::all() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::shared_ptr<CallBook>> all{first_};
+  for (const auto& [communicator, book] : parts_) all.push_back(book);
+  return all;
+}
+
+void CallBooks::open(uint64_t communicator, std::vector<int> ranks) {
+  const auto book = std::make_shared<CallBook>(rank_, communicator, std::move(ranks));
+  const std::lock_guard lock(mutex_);
+  for (const CallBook::Told& told : early_) {
+    if (told.communicator == communicator) (void)book->hear(told);  // no call has begun here
+  }
+  std::erase_if(early_, [communicator](const CallBook::Told& told) {
+    return told.communicator == communicator;
+  });
+  parts_[communicator] = book;
+}
+
+void CallBooks::close(uint64_t communicator) {
+  const std::lock_guard lock(mutex_);
+  parts_.erase(communicator);
+}
+
+std::optional<Error> CallBooks::hear(const CallBook::Told& told) {
+  if (told.communicator == 0) return first_->hear(told);
+  const std::lock_guard lock(mutex_);
+  const auto found = parts_.find(told.communicator);
+  if (found != parts_.end()) return found->second->hear(told);
+  early_.push_back(told);
+  if (early_.size() > kEarly) early_.pop_front();
+  return std::nullopt;
 }
 
 }  // namespace amxt::comm

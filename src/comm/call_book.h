@@ -1,4 +1,5 @@
-// CallBook: the calls that all ranks must make alike, numbered as this rank's program makes them, and what others say of theirs.
+// CallBook: the calls that all ranks of a communicator must make alike, numbered as this rank's program makes them, and what others say of
+// theirs. CallBooks: those of all communicators that this rank is in.
 //
 // The idea: ranks that call different things under one number wait for each other for ever, each in its own place. So a call that takes its
 // time is told to all ranks, and whoever made another one under this number knows. That a rank called it stays true whatever becomes of it:
@@ -7,12 +8,13 @@
 // A send or receive has no number, for two ranks make it alone: it stands before the number of the next call. Who waits in one is told too,
 // and where the rank that it waits for has come to a call that it cannot leave before, and has not begun the other end, neither ever ends.
 //
-// Thread-safe.
+// Ranks are those of the group. Thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -37,15 +39,18 @@ class CallBook {
     uint64_t ordinal = 0;
     bool sends = false, blocks = false;
     bool over = false;  // it was told before
+    uint64_t communicator = 0;
   };
-  // A send or receive; `blocks`: its thread waits for it.
+  // A send or receive, with a rank of the communicator; `blocks`: its thread waits for it.
   struct Letter {
     CollectiveCall call;
     int peer = -1;
     bool sends = false, blocks = false;
   };
 
-  explicit CallBook(int rank) : rank_(rank) {}
+  // `ranks`: the members, in the order of the communicator's ranks; none: all ranks of the group.
+  explicit CallBook(int rank, uint64_t communicator = 0, std::vector<int> ranks = {})
+      : rank_(rank), communicator_(communicator), ranks_(std::move(ranks)) {}
 
   struct Begun {
     uint64_t number = 0;
@@ -92,8 +97,11 @@ class CallBook {
   Told as_told(const Entry& entry) const;
   Told as_told(const Waiting& waiting) const;
   std::optional<Error> compare(const Entry& own, const Told& other) const;
+  std::string disagreement() const;
 
   const int rank_;
+  const uint64_t communicator_;
+  const std::vector<int> ranks_;
   mutable std::mutex mutex_;
   std::deque<Entry> entries_;  // of numbers without a gap
   std::deque<Told> heard_, news_;
@@ -104,6 +112,29 @@ class CallBook {
   uint64_t next_ = 1, last_heard_ = 0;
   size_t under_way_ = 0;
   bool rests_ = true;
+};
+
+class CallBooks {
+ public:
+  explicit CallBooks(int rank) : rank_(rank), first_(std::make_shared<CallBook>(rank)) {}
+
+  // Of communicator 0, of all ranks.
+  CallBook& first() const { return *first_; }
+  // Null when it is not open.
+  std::shared_ptr<CallBook> find(uint64_t communicator) const;
+  std::vector<std::shared_ptr<CallBook>> all() const;
+
+  void open(uint64_t communicator, std::vector<int> ranks);
+  void close(uint64_t communicator);
+  // What is told of a communicator that this rank may be about to open is kept for a while.
+  std::optional<Error> hear(const CallBook::Told& told);
+
+ private:
+  const int rank_;
+  const std::shared_ptr<CallBook> first_;
+  mutable std::mutex mutex_;
+  std::map<uint64_t, std::shared_ptr<CallBook>> parts_;
+  std::deque<CallBook::Told> early_;
 };
 
 }  // namespace amxt::comm

@@ -45,6 +45,8 @@ class Collectives {
   virtual const char* transport() const = 0;  // "shm", "gloo", "shm+gloo", "nccl", "none"
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Of this communicator alone among those of its group; 0: the first, of all ranks. Under it its calls are noted (Group::begin_call()).
+  virtual uint64_t number() const { return 0; }
 
   // Counts are in elements. `send` and `receive` are the same buffer (in place) or do not overlap.
   virtual Status all_reduce(const void* send, void* receive, int64_t count, DType dtype,

@@ -61,6 +61,7 @@ class NcclCollectives final : public Collectives {
   const char* transport() const override { return "nccl"; }
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
+  uint64_t number() const override { return host_->number(); }
 
   Status all_reduce(const void* send, void* receive, int64_t count, DType dtype, ReduceOp op,
                     const Limits& limits) override;

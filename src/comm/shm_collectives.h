@@ -11,9 +11,9 @@ namespace amxt::comm {
 class ShmCollectives final : public GroupCollectives {
  public:
   // Members of the area are the ranks of the communicator.
-  ShmCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks, int rank,
+  ShmCollectives(std::shared_ptr<Communication> shared, Membership members,
                  std::unique_ptr<ShmArea> area)
-      : GroupCollectives(std::move(shared), std::move(ranks), rank), area_(std::move(area)) {}
+      : GroupCollectives(std::move(shared), std::move(members)), area_(std::move(area)) {}
 
   const char* transport() const override { return size() == 1 ? "none" : "shm"; }
 

@@ -60,14 +60,13 @@ struct WireCollectives::Job {
   std::vector<Entry> entries;
 };
 
-WireCollectives::WireCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks,
-                                 int rank, std::unique_ptr<ShmArea> area,
-                                 std::vector<std::vector<int>> nodes, int node, uint64_t number)
-    : GroupCollectives(std::move(shared), std::move(ranks), rank),
+WireCollectives::WireCollectives(std::shared_ptr<Communication> shared, Membership members,
+                                 std::unique_ptr<ShmArea> area, std::vector<std::vector<int>> nodes,
+                                 int node)
+    : GroupCollectives(std::move(shared), std::move(members)),
       area_(std::move(area)),
       nodes_(std::move(nodes)),
       node_(node),
-      number_(number),
       name_([this] {
         const bool flat = std::all_of(nodes_.begin(), nodes_.end(),
                                       [](const auto& there) { return there.size() == 1; });
@@ -95,8 +94,14 @@ Status WireCollectives::guarded(const Limits& limits, Body&& body) {
   return error;
 }
 
-uint64_t WireCollectives::tag(uint32_t step) const {
-  return ((number_ & 0x7FFF) << 48) | ((calls_ & 0xFFFFFF) << kStepBits) | step;
+uint64_t WireCollectives::tag(int receiver, uint32_t step) const {
+  return ((ids_[static_cast<size_t>(receiver)] & 0x7FFF) << 48) |
+         ((calls_ & 0xFFFFFF) << kStepBits) | step;
+}
+
+uint64_t WireCollectives::message_tag(int receiver, uint64_t ordinal) const {
+  return uint64_t{1} << 63 | (ids_[static_cast<size_t>(receiver)] & 0x7FFF) << 48 |
+         (ordinal & 0x7FFFFFFFFFFF) << 1;
 }
 
 Status WireCollectives::wait(Job& job, Wire::Transfer& transfer) {
@@ -114,14 +119,14 @@ Status WireCollectives::finish(Job& job) {
 Status WireCollectives::post_send(Job& job, int peer, uint32_t step, const void* data,
                                   int64_t bytes) {
   AMXT_ASSIGN(auto flight,
-              shared_->wire->send(ranks_[static_cast<size_t>(peer)], tag(step), data, bytes));
+              shared_->wire->send(ranks_[static_cast<size_t>(peer)], tag(peer, step), data, bytes));
   job.flights.push_back(std::move(flight));
   return {};
 }
 
 Status WireCollectives::post_receive(Job& job, int peer, uint32_t step, void* data, int64_t bytes) {
-  AMXT_ASSIGN(auto flight,
-              shared_->wire->receive(ranks_[static_cast<size_t>(peer)], tag(step), data, bytes));
+  AMXT_ASSIGN(auto flight, shared_->wire->receive(ranks_[static_cast<size_t>(peer)],
+                                                  tag(rank(), step), data, bytes));
   job.flights.push_back(std::move(flight));
   return {};
 }
@@ -203,7 +208,7 @@ Status WireCollectives::reduce_range(Job& job, const void* own, void* to, int64_
       if (is_own(n)) continue;
       AMXT_ASSIGN(pending(n, chunk),
                   shared_->wire->receive(ranks_[static_cast<size_t>(partner(n, local()))],
-                                         tag(static_cast<uint32_t>(chunk)), place(n, chunk),
+                                         tag(rank(), static_cast<uint32_t>(chunk)), place(n, chunk),
                                          length(chunk) * bytes));
     }
     return {};
@@ -571,8 +576,7 @@ Status WireCollectives::send(const void* data, int64_t count, DType dtype, int p
     });
   }
   return guarded(limits, [&](Job& job) -> Status {
-    const uint64_t message = uint64_t{1} << 63 | (number_ & 0x7FFF) << 48 |
-                             (sent_[static_cast<size_t>(peer)]++ & 0x7FFFFFFFFFFF) << 1;
+    const uint64_t message = message_tag(peer, sent_[static_cast<size_t>(peer)]++);
     const int to = ranks_[static_cast<size_t>(peer)];
     job.entries.resize(1);
     Entry& head = job.entries[0];
@@ -598,8 +602,7 @@ Status WireCollectives::receive(void* data, int64_t count, DType dtype, int peer
     });
   }
   return guarded(limits, [&](Job& job) -> Status {
-    const uint64_t message = uint64_t{1} << 63 | (number_ & 0x7FFF) << 48 |
-                             (received_[static_cast<size_t>(peer)]++ & 0x7FFFFFFFFFFF) << 1;
+    const uint64_t message = message_tag(rank(), received_[static_cast<size_t>(peer)]++);
     const int from = ranks_[static_cast<size_t>(peer)];
     job.entries.resize(1);
     Entry& head = job.entries[0];
