@@ -688,8 +688,8 @@ AMXT_API amxt_status amxt_group_info(const amxt_group* group, char** json, amxt_
 AMXT_API amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error* err);
 
 /*
- * How values are put together. Sums of bfloat16 and float16 are made in float32. A NaN stays a NaN,
- * but for the largest and smallest in device memory.
+ * How values are put together. Sums of bfloat16 and float16 are made in float32, but in device memory,
+ * where NCCL adds them as they are. A NaN stays a NaN, but for the largest and smallest there.
  */
 enum {
   AMXT_REDUCE_SUM = 0, /* of integers: wraps around */
@@ -714,6 +714,13 @@ enum {
  * alike the barrier, finalize or a trainer's call; where a rank is lost or aborts; and when the first
  * collective ends early, while the ranks still connect. Whoever calls what is over gets an error that
  * says why: never a wrong result, never a wait.
+ *
+ * A send or receive that waits, while the other rank is in a collective or in finalize of this group
+ * and has not begun the other end, would wait for ever, as they run one after the other: that ends the
+ * group, naming both calls. The same where a blocking send or receive meets a barrier or a trainer's
+ * call; so while one waits, no other thread may make those calls. In a group that was split off it is
+ * the same, its barrier and finalize being collectives: all groups that came of one end, and the
+ * message names the ranks as that one counts them.
  *
  * Do all ranks get the same? Where they share memory a call ends well on all ranks or on none.
  * Between nodes a rank may end a call well that fails elsewhere: when another one cancels it or

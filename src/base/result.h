@@ -109,6 +109,14 @@ class [[nodiscard]] Result<void> {
 
 using Status = Result<void>;
 
+// Says in the error of a lost rank what this one was doing when it heard of it; the innermost says it. Any other outcome stays as it is.
+template <typename T>
+Result<T> during(std::string_view what, Result<T> outcome) {
+  if (outcome || outcome.error().code() != Code::kCommPeerLost) return outcome;
+  if (outcome.error().message().starts_with("during ")) return outcome;
+  return std::move(outcome).error().in("during " + std::string(what));
+}
+
 }  // namespace amxt
 
 // Leaves the function with the error of `expression` (a Result), if it has one.

@@ -28,6 +28,8 @@ struct Job {
   bool on_device = false;
   int32_t device = 0;
   comm::CudaStream stream = nullptr;
+  int peer = -1;  // of a send or receive, which is `call` then
+  bool sends = false;
 };
 
 Status refuse(const std::string& why) { return Error(Code::kInvalidArgument, why); }
@@ -110,9 +112,6 @@ Status check_rank(const amxt_group& group, int32_t rank, std::string_view name) 
   return refuse(fmt::format("{} is {}, and the group has {} ranks", name, rank, group.size));
 }
 
-Job job(Work work, const Buffer& of) {
-  return {std::nullopt, std::move(work), of.on_device, of.device, of.stream};
-}
 Job job(comm::CollectiveCall call, Work work, const Buffer& of) {
   call.on_device = of.on_device;
   return {call, std::move(work), of.on_device, of.device, of.stream};
@@ -171,7 +170,8 @@ Result<comm::Collectives*> device_collectives_of(amxt_group* group, const Job& w
   return group->device_collectives.get();
 }
 
-Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
+Status run_on(amxt_group* group, const Job& what, const Limits& limits) {
+  AMXT_TRY(group->group->check());  // the others may not know yet that the group has ended
   if (what.on_device) {
     AMXT_ASSIGN(comm::Collectives * all, device_collectives_of(group, what, limits));
     return what.work(*all, limits);
@@ -180,17 +180,26 @@ Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
   return what.work(*all, limits);
 }
 
-// In the order of submission. None for a part, whose calls all compare themselves with each other.
-Result<std::shared_ptr<AlikeCall>> begin(const amxt_group* group, const Job& what) {
-  if (group->is_part || !what.call) return std::shared_ptr<AlikeCall>();
-  return AlikeCall::begin(group->group, *what.call, true);
+Status run_job(amxt_group* group, const Job& what, const Limits& limits) {
+  return during(what.call ? what.call->text() : "a collective", run_on(group, what, limits));
+}
+
+// In the order of submission.
+Result<std::shared_ptr<AlikeCall>> begin(const amxt_group* group, const Job& what, bool blocks) {
+  if (!what.call) return std::shared_ptr<AlikeCall>();
+  const uint64_t communicator = group->is_part ? group->collectives->number() : 0;
+  if (what.peer >= 0) {
+    return AlikeCall::begin_letter(group->group, communicator, *what.call, what.peer, what.sends,
+                                   blocks);
+  }
+  return AlikeCall::begin_collective(group->group, communicator, *what.call);
 }
 
 Status run(amxt_group* group, const Job& what, Deadline deadline) {
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   if (engine->is_current_thread())
     return Error(Code::kInvalidState, "a blocking collective on the thread that runs them");
-  AMXT_ASSIGN(const auto alike, begin(group, what));
+  AMXT_ASSIGN(const auto alike, begin(group, what, true));
   // The deadline is the collective's own, so that it and not a cancel names who is missing.
   return engine
       ->submit([group, what, deadline](const std::atomic<bool>& cancel) {
@@ -200,11 +209,11 @@ Status run(amxt_group* group, const Job& what, Deadline deadline) {
 }
 
 // A call that was cancelled before its turn never ran here, and the others wait for it: they are told as after any cancel.
-Status abandon(amxt_group* group) {
+Status abandon(amxt_group* group, const comm::CollectiveCall& call) {
   const std::atomic<bool> cancel{true};
-  const Limits limits{Deadline::never(), &cancel};
-  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, limits));
-  return all->barrier(limits);
+  AMXT_ASSIGN(comm::Collectives * all, collectives_of(group, {Deadline::never(), &cancel}));
+  all->give_up(Error(Code::kCancelled, fmt::format("{} was cancelled", call.text())));
+  return {};
 }
 
 // A call, checked: at once by a deadline, or as an operation.
@@ -215,16 +224,17 @@ Status start(amxt_group* group, Result<Job> what, int64_t timeout_ns, amxt_op** 
   AMXT_ASSIGN(train::Engine * engine, engine_of(group));
   auto made = std::make_unique<amxt_op>();
   made->engine_thread = engine->thread_id();
-  AMXT_ASSIGN(auto alike, begin(group, *what));
+  AMXT_ASSIGN(auto alike, begin(group, *what, false));
   const auto ran = std::make_shared<bool>(false);  // touched on the engine alone
+  const comm::CollectiveCall call = *what->call;
   made->operation = engine->submit([group, ran, alike = std::move(alike),
                                     body = *std::move(what)](const std::atomic<bool>& cancel) {
     *ran = true;
     return run_job(group, body, {Deadline::never(), &cancel});
   });
-  engine->submit([group, ran](const std::atomic<bool>&) -> Status {
+  engine->submit([group, ran, call](const std::atomic<bool>&) -> Status {
     if (*ran) return {};
-    return abandon(group);
+    return abandon(group, call);
   });
   *op = made.release();
   return {};
@@ -338,12 +348,16 @@ Result<Job> message(const amxt_group* group, const amxt_tensor* tensor, int32_t 
   if (peer == group->rank) {
     return Error(Code::kInvalidArgument, fmt::format("peer is {}, this rank itself", peer));
   }
-  return job(
+  Job made = job(
+      {sends ? "send" : "receive", buffer.dtype, -1, -1, buffer.count},
       [=](comm::Collectives& all, const Limits& limits) {
         return sends ? all.send(buffer.data, buffer.count, buffer.dtype, peer, limits)
                      : all.receive(buffer.data, buffer.count, buffer.dtype, peer, limits);
       },
       buffer);
+  made.peer = peer;
+  made.sends = sends;
+  return made;
 }
 
 Status split(amxt_group* group, int32_t color, int32_t key, int64_t timeout_ns, amxt_group** out) {
@@ -388,11 +402,11 @@ Status synchronize(amxt_group* group, int64_t timeout_ns) {
 
 namespace amxt::capi {
 
-Status barrier_of_part(amxt_group* group, int64_t timeout_ns) {
+Status meet_in_part(amxt_group* group, const comm::CollectiveCall& call, int64_t timeout_ns) {
   const Work barrier = [](comm::Collectives& all, const Limits& limits) {
     return all.barrier(limits);
   };
-  return run(group, Job{{}, barrier}, Deadline::after(timeout_ns));
+  return run(group, Job{call, barrier}, Deadline::after(timeout_ns));
 }
 
 Status leave_devices(amxt_group* group, int64_t timeout_ns) {

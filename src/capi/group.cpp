@@ -226,10 +226,10 @@ amxt_status amxt_group_barrier(amxt_group* group, int64_t timeout_ns, amxt_error
   return guarded(err, [&]() -> Status {
     AMXT_TRY(usable(group, "group"));
     if (group->finalized) return Error(Code::kInvalidState, "the group is finalized");
-    if (group->is_part) return barrier_of_part(group, timeout_ns);
+    if (group->is_part) return meet_in_part(group, comm::CollectiveCall::barrier(), timeout_ns);
     AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall::barrier()));
     const Call call(*group->runtime, timeout_ns);
-    return group->group->barrier({call.deadline(), call.cancel_flag()});
+    return during("barrier", group->group->barrier({call.deadline(), call.cancel_flag()}));
   });
 }
 
@@ -239,14 +239,14 @@ amxt_status amxt_group_finalize(amxt_group* group, int64_t timeout_ns, amxt_erro
     if (group->finalized) return {};
     if (group->is_part) {
       AMXT_TRY(leave_devices(group, timeout_ns));
-      AMXT_TRY(barrier_of_part(group, timeout_ns));
+      AMXT_TRY(meet_in_part(group, {"finalize"}, timeout_ns));
       group->finalized = true;
       return {};
     }
     AMXT_ASSIGN(const auto alike, AlikeCall::begin(group->group, comm::CollectiveCall{"finalize"}));
     AMXT_TRY(leave_devices(group, timeout_ns));
     const Call call(*group->runtime, timeout_ns);
-    AMXT_TRY(group->group->finalize({call.deadline(), call.cancel_flag()}));
+    AMXT_TRY(during("finalize", group->group->finalize({call.deadline(), call.cancel_flag()})));
     group->finalized = true;
     return {};
   });

@@ -3,10 +3,26 @@
 namespace amxt::capi {
 
 Result<std::shared_ptr<AlikeCall>> AlikeCall::begin(std::shared_ptr<comm::Group> group,
-                                                    const comm::CollectiveCall& call,
-                                                    bool is_collective) {
-  AMXT_ASSIGN(const uint64_t number, group->begin_call(call, is_collective));
-  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), number));
+                                                    const comm::CollectiveCall& call) {
+  AMXT_ASSIGN(const uint64_t number, during(call.text(), group->begin_call(0, call, false)));
+  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), 0, number, false));
+}
+
+Result<std::shared_ptr<AlikeCall>> AlikeCall::begin_collective(std::shared_ptr<comm::Group> group,
+                                                               uint64_t communicator,
+                                                               const comm::CollectiveCall& call) {
+  AMXT_ASSIGN(const uint64_t number,
+              during(call.text(), group->begin_call(communicator, call, true)));
+  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), communicator, number, false));
+}
+
+Result<std::shared_ptr<AlikeCall>> AlikeCall::begin_letter(std::shared_ptr<comm::Group> group,
+                                                           uint64_t communicator,
+                                                           const comm::CollectiveCall& call,
+                                                           int peer, bool sends, bool blocks) {
+  AMXT_ASSIGN(const uint64_t number,
+              during(call.text(), group->begin_letter(communicator, call, peer, sends, blocks)));
+  return std::shared_ptr<AlikeCall>(new AlikeCall(std::move(group), communicator, number, true));
 }
 
 void RuntimeState::add(std::atomic<bool>* flag) {

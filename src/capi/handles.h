@@ -79,20 +79,36 @@ class Call {
 // A call that all ranks of a group make alike, from its submission to its end: its group looks out for ranks that call something else.
 class AlikeCall {
  public:
-  // `is_collective`: of section 6's, which compare themselves with each other.
+  // Of all ranks, beside the collectives.
   static Result<std::shared_ptr<AlikeCall>> begin(std::shared_ptr<comm::Group> group,
-                                                  const comm::CollectiveCall& call,
-                                                  bool is_collective = false);
-  ~AlikeCall() { group_->end_call(number_); }
+                                                  const comm::CollectiveCall& call);
+  // Of section 6's, which compare themselves with each other.
+  static Result<std::shared_ptr<AlikeCall>> begin_collective(std::shared_ptr<comm::Group> group,
+                                                             uint64_t communicator,
+                                                             const comm::CollectiveCall& call);
+  // A send or receive.
+  static Result<std::shared_ptr<AlikeCall>> begin_letter(std::shared_ptr<comm::Group> group,
+                                                         uint64_t communicator,
+                                                         const comm::CollectiveCall& call, int peer,
+                                                         bool sends, bool blocks);
+  ~AlikeCall() {
+    is_letter_ ? group_->end_letter(communicator_, number_)
+               : group_->end_call(communicator_, number_);
+  }
   AlikeCall(const AlikeCall&) = delete;
   AlikeCall& operator=(const AlikeCall&) = delete;
 
  private:
-  AlikeCall(std::shared_ptr<comm::Group> group, uint64_t number)
-      : group_(std::move(group)), number_(number) {}
+  AlikeCall(std::shared_ptr<comm::Group> group, uint64_t communicator, uint64_t number,
+            bool is_letter)
+      : group_(std::move(group)),
+        communicator_(communicator),
+        number_(number),
+        is_letter_(is_letter) {}
 
   const std::shared_ptr<comm::Group> group_;
-  const uint64_t number_;
+  const uint64_t communicator_, number_;
+  const bool is_letter_;
 };
 
 // kForked when the handle was made by another process.
@@ -136,8 +152,8 @@ struct amxt_group {
 
 namespace amxt::capi {
 
-// amxt_group_barrier() of a group made by amxt_group_split().
-Status barrier_of_part(amxt_group* group, int64_t timeout_ns);
+// amxt_group_barrier() and amxt_group_finalize() of a group made by amxt_group_split().
+Status meet_in_part(amxt_group* group, const comm::CollectiveCall& call, int64_t timeout_ns);
 // Of all ranks, before a group is finalized: the transport of device memory, where it was used.
 Status leave_devices(amxt_group* group, int64_t timeout_ns);
 

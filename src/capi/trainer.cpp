@@ -45,7 +45,7 @@ Status on_engine(amxt_trainer* trainer, const char* name, int64_t timeout_ns, in
   return trainer->engine->run(
       [&](const std::atomic<bool>& cancel) -> Status {
         trainer->stage = stage;
-        return work(train::CallLimits{deadline, &cancel});
+        return during(name, work(train::CallLimits{deadline, &cancel}));
       },
       deadline);
 }

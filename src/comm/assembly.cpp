@@ -245,7 +245,6 @@ void Assembly::describe_nodes() {
     rank.host = plain_word(get_word(member.identity.host));
     if (rank.host.empty()) rank.host = host_name();
     if (several) rank.address = get_word(member.identity.address);
-    if (!several) set_word(member.identity.host, "");
   }
   const int node = nodes_.node_of(rank_);
   const int local = nodes_.local_of(rank_), size = nodes_.local_size(node);

@@ -24,6 +24,7 @@ class WatchedCollectives final : public Collectives {
   const char* transport() const override { return inner_->transport(); }
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
+  uint64_t number() const override { return inner_->number(); }
 
   Status all_reduce(const void* send, void* receive, int64_t count, DType dtype, ReduceOp op,
                     const Limits& limits) override {
@@ -93,6 +94,7 @@ class WatchedCollectives final : public Collectives {
     return watch(kReceive, bytes, dtype, {},
                  [&] { return inner_->receive(data, count, dtype, peer, limits); });
   }
+  void give_up(Error why) override { inner_->give_up(std::move(why)); }
   Status barrier(const Limits& limits) override {
     return watch(kBarrier, 0, DType::kU8, {}, [&] { return inner_->barrier(limits); });
   }

@@ -3,9 +3,10 @@
 //
 // Thread-safety: one call at a time per communicator, in the same order on all its ranks; several communicators of one process may be used
 // at the same time by different threads. Invariants: all ranks of a call get the same bits, in an order of sums that depends only on
-// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once where the transport allows
-// (once per level when it is hierarchical); a mismatch between ranks (operation, count, type, root, order) ends in kCommProtocol on all of
-// them, naming both sides; every call has a deadline, after which the communicator is dead on all ranks, as after a cancel.
+// ranks, counts and transport, never on who arrives first; bf16 and fp16 are summed in fp32 and rounded once, but for bf16 over a
+// hierarchical transport (once per level) and for NCCL, which has its own way; a mismatch between ranks (operation, count, type, root,
+// order) ends in kCommProtocol on all of them, naming both sides; every call has a deadline, after which the communicator is dead on all
+// ranks, as after a cancel.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +45,8 @@ class Collectives {
   virtual const char* transport() const = 0;  // "shm", "gloo", "shm+gloo", "nccl", "none"
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // Of this communicator alone among those of its group; 0: the first, of all ranks. Under it its calls are noted (Group::begin_call()).
+  virtual uint64_t number() const { return 0; }
 
   // Counts are in elements. `send` and `receive` are the same buffer (in place) or do not overlap.
   virtual Status all_reduce(const void* send, void* receive, int64_t count, DType dtype,
@@ -66,6 +69,8 @@ class Collectives {
   virtual Status receive(void* data, int64_t count, DType dtype, int peer,
                          const Limits& limits) = 0;
   virtual Status barrier(const Limits& limits) = 0;
+  // Ends the communicator on all ranks for this reason, in place of a call that they make.
+  virtual void give_up(Error why) = 0;
   // For what is built upon a communicator: everyone's `bytes` bytes by rank, agreed upon and told of as the call that it is for; not
   // counted.
   virtual Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,

@@ -250,17 +250,18 @@ Status ControlChannel::check() const {
 
 Error ControlChannel::fail_with(Error error) {
   fail(std::move(error));
-  const std::lock_guard lock(mutex_);
+  // Another thread may be about to tell of an earlier one.
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return failed(); });
   return *error_;
 }
 
+// The others are told first: whoever sees the failure here may end the process at once.
 void ControlChannel::fail(Error error) {
   {
     const std::lock_guard lock(mutex_);
     if (error_) return;
     error_ = error;
-    failed_.store(true, std::memory_order_release);
-    changed_.notify_all();
   }
   Message message;
   message.kind = MessageKind::kAbort;
@@ -272,6 +273,11 @@ void ControlChannel::fail(Error error) {
     last_opened_.store(static_cast<int64_t>(message.sequence), std::memory_order_release);
   }
   send_to_all(message);
+  {
+    const std::lock_guard lock(mutex_);
+    failed_.store(true, std::memory_order_release);
+    changed_.notify_all();
+  }
   if (log_ != nullptr) log_->debug(fmt::format("rank {}: group ended: {}", rank_, error.message()));
   owner_->changed();
 }
@@ -299,7 +305,7 @@ Result<ControlChannel::Segment> ControlChannel::wait_for_segment(uint64_t sequen
       segments_.erase(found);
       return segment;
     }
-    if (error_) return *error_;
+    if (failed()) return *error_;
     if (limits.cancelled()) return Error(Code::kCancelled, "cancelled");
     if (limits.deadline.passed())
       return Error(Code::kTimeout, "the node's leader did not answer within the deadline");

@@ -34,14 +34,21 @@ enum class MessageKind : uint32_t {
   kOpen,     // all are there; payload: everyone's
   kEnded,  // the sender has ended what `sequence` names; code, about_rank and text: why (Group::tell_end())
   // Of the calls that all ranks make alike (call_book.h): to rank 0, and from it to all.
-  kCalled,  // about_rank called the text as its call number `sequence`; bytes: 1 for a collective
+  kCalled,  // about_rank called something as its call number `sequence`; code: 1 + the peer of a send or receive; bytes: what else
+            // (CallTraits); payload: the communicator, 8 bytes, and the call as a text
 };
 
-inline constexpr uint32_t kProtocolVersion = 3;
+inline constexpr uint32_t kProtocolVersion = 4;
 inline constexpr uint32_t kMessageMagic = 0x32584D41;  // "AMX2"; changes with the layout
 inline constexpr size_t kMaxText = 1023;
 // No payload is longer, but those of kArrive and kOpen, which only proven peers may send.
 inline constexpr size_t kMaxSmallPayload = 4096;
+
+// Of kCalled, in its `bytes`.
+struct CallTraits {
+  static constexpr int64_t kCollective = 1, kSends = 2, kBlocks = 4, kOver = 8;
+  static constexpr int kOrdinalShift = 8;
+};
 
 struct Message {
   MessageKind kind = MessageKind::kHello;

@@ -1,8 +1,8 @@
 // Group: the processes of a job, as one of them sees it. Who am I, shared memory with the others of my node, a barrier, small
 // exchanges, and word of a death within seconds.
 //
-// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort, begin_call,
-// end_call and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call
+// Thread-safety: share, barrier and exchange are called by one thread at a time, in the same order on all ranks; check, abort, the
+// notes of calls and the accessors by any. Invariants: every blocking call has a deadline; once a peer is lost or anyone aborted, every call
 // returns the same fatal error (kCommPeerLost, kCommAborted) naming the rank, its process and the reason; nothing is left behind in the
 // file system.
 #pragma once
@@ -93,13 +93,32 @@ class Group {
   virtual void set_listener(Listener listener) = 0;
   virtual void post(int rank, std::string_view message) = 0;
 
-  // Notes a call that all ranks must make alike, in the order of the program, and its end. Where ranks call different things under one
-  // number the group ends on all of them with kCommProtocol, naming both; collectives among themselves are left to compare themselves.
-  virtual Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) {
-    (void)call, (void)is_collective;
+  // Notes a call that all ranks of a communicator must make alike, in the order of the program, and its end. Where ranks call different
+  // things under one number the group ends on all of them with kCommProtocol, naming both; collectives among themselves are left to
+  // compare themselves. Communicator 0 is of all ranks; others are noted from open_calls() to close_calls().
+  virtual Result<uint64_t> begin_call(uint64_t communicator, const CollectiveCall& call,
+                                      bool is_collective) {
+    (void)communicator, (void)call, (void)is_collective;
     return uint64_t{0};
   }
-  virtual void end_call(uint64_t number) { (void)number; }
+  virtual void end_call(uint64_t communicator, uint64_t number) {
+    (void)communicator, (void)number;
+  }
+  // The same of a send or receive, which two ranks make: the group ends where one waits for what the other cannot begin any more. `peer`
+  // is a rank of the communicator.
+  virtual Result<uint64_t> begin_letter(uint64_t communicator, const CollectiveCall& call, int peer,
+                                        bool sends, bool blocks) {
+    (void)communicator, (void)call, (void)peer, (void)sends, (void)blocks;
+    return uint64_t{0};
+  }
+  virtual void end_letter(uint64_t communicator, uint64_t number) {
+    (void)communicator, (void)number;
+  }
+  // `ranks`: the members, by their ranks in the group, in the order of their ranks in the communicator.
+  virtual void open_calls(uint64_t communicator, std::vector<int> ranks) {
+    (void)communicator, (void)ranks;
+  }
+  virtual void close_calls(uint64_t communicator) { (void)communicator; }
 
   // Tells all ranks why this one has ended `what`, a thing of theirs beside the group; before they see that it has. The first word on a
   // thing is kept.

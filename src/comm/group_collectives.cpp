@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <numeric>
-#include <set>
 #include <utility>
 
 #include "comm/gloo_wire.h"
@@ -29,9 +28,26 @@ uint64_t hash_of(std::span<const int64_t> counts) {
   return hash;
 }
 
+// The first rank of a communicator calls no other by that id. The first communicator of all has id 0, and is noted as the group itself.
+GroupCollectives::GroupCollectives(std::shared_ptr<Communication> shared, Membership members)
+    : shared_(std::move(shared)),
+      ranks_(std::move(members.ranks)),
+      ids_(std::move(members.ids)),
+      rank_(members.rank),
+      number_(ids_[0] == 0 ? 0
+                           : ids_[0] * static_cast<uint64_t>(shared_->group->size()) +
+                                 static_cast<uint64_t>(ranks_[0])) {
+  if (number_ != 0) shared_->group->open_calls(number_, ranks_);
+}
+
+GroupCollectives::~GroupCollectives() {
+  if (number_ != 0) shared_->group->close_calls(number_);
+}
+
 std::unique_ptr<Collectives> GroupCollectives::make(std::shared_ptr<Communication> shared,
-                                                    std::vector<int> ranks, int rank, int area,
-                                                    uint64_t number) {
+                                                    Membership members, int area) {
+  const std::vector<int>& ranks = members.ranks;
+  const int rank = members.rank;
   // Members by node, nodes in the order of their first members.
   std::vector<std::vector<int>> nodes;
   std::vector<int> ids;
@@ -58,12 +74,10 @@ std::unique_ptr<Collectives> GroupCollectives::make(std::shared_ptr<Communicatio
                                           return {};
                                         });
   if (nodes.size() == 1) {
-    return std::make_unique<ShmCollectives>(std::move(shared), std::move(ranks), rank,
-                                            std::move(part));
+    return std::make_unique<ShmCollectives>(std::move(shared), std::move(members), std::move(part));
   }
-  return std::make_unique<WireCollectives>(std::move(shared), std::move(ranks), rank,
-                                           std::move(part), std::move(nodes),
-                                           static_cast<int>(node), number);
+  return std::make_unique<WireCollectives>(std::move(shared), std::move(members), std::move(part),
+                                           std::move(nodes), static_cast<int>(node));
 }
 
 Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool over_wire,
@@ -71,9 +85,10 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool
   AMXT_TRY(group.meet_for_collectives(limits));
   auto shared = std::make_shared<Communication>();
   shared->group = &group;
-  std::vector<int> ranks(static_cast<size_t>(group.size()));
-  std::iota(ranks.begin(), ranks.end(), 0);
-  for (const int rank : ranks) {
+  const auto world = static_cast<size_t>(group.size());
+  Membership members{std::vector<int>(world), std::vector<uint64_t>(world, 0), group.rank()};
+  std::iota(members.ranks.begin(), members.ranks.end(), 0);
+  for (const int rank : members.ranks) {
     shared->node_of.push_back(over_wire ? rank : group.nodes().node_of(rank));
   }
   AMXT_ASSIGN(shared->pool, ShmPool::create(group, limits));
@@ -96,26 +111,23 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::create(Group& group, bool
     if (!text.empty())
       return Error(Code::kLimit, fmt::format("rank {}: {}", rank, text)).with_rank(rank);
   }
-  return make(std::move(shared), std::move(ranks), group.rank(), area, 0);
+  return make(std::move(shared), std::move(members), area);
 }
 
 Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
                                                              const Limits& limits) {
   struct Wish {
-    int64_t color, key, number;
+    int64_t color, key;
+    uint64_t id;
   };
   const auto world = static_cast<size_t>(size());
   std::vector<Wish> wishes(world);
-  const Wish own{color, key, static_cast<int64_t>(shared_->next_number.load())};
+  const Wish own{color, key, shared_->next_id.fetch_add(1)};
   const CollectiveCall call = CollectiveCall::split(color, key);
   AMXT_TRY(exchange(call, &own, wishes.data(), sizeof own, limits));
 
-  std::set<int64_t> colors;
-  int64_t number = 0;
   std::vector<int> members;  // ranks of this communicator
   for (size_t r = 0; r < world; ++r) {
-    number = std::max(number, wishes[r].number);
-    if (wishes[r].color >= 0) colors.insert(wishes[r].color);
     if (color >= 0 && wishes[r].color == color) members.push_back(static_cast<int>(r));
   }
   std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
@@ -137,7 +149,6 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
   }
   std::vector<int64_t> areas(world);
   AMXT_TRY(exchange(call, &taken, areas.data(), sizeof taken, limits));
-  shared_->next_number = static_cast<uint64_t>(number) + colors.size();
   const auto full = std::find(areas.begin(), areas.end(), kFull);
   if (full != areas.end()) {
     if (taken >= 0) shared_->pool->give_back(static_cast<int>(taken));
@@ -147,15 +158,13 @@ Result<std::unique_ptr<Collectives>> GroupCollectives::split(int color, int key,
   }
   if (color < 0) return std::unique_ptr<Collectives>();
 
-  std::vector<int> ranks;
-  int rank = 0;
+  Membership part;
   for (const int r : members) {
-    if (r == rank_) rank = static_cast<int>(ranks.size());
-    ranks.push_back(group_rank(r));
+    if (r == rank_) part.rank = static_cast<int>(part.ranks.size());
+    part.ranks.push_back(group_rank(r));
+    part.ids.push_back(wishes[static_cast<size_t>(r)].id);
   }
-  const auto place = static_cast<uint64_t>(std::distance(colors.begin(), colors.find(color)));
-  return make(shared_, std::move(ranks), rank, static_cast<int>(areas[static_cast<size_t>(leader)]),
-              static_cast<uint64_t>(number) + place);
+  return make(shared_, std::move(part), static_cast<int>(areas[static_cast<size_t>(leader)]));
 }
 
 }  // namespace amxt::comm

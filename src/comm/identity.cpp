@@ -36,6 +36,7 @@ Result<Identity> own_identity(const LaunchInfo& launch, const GroupOptions& opti
       if (CPU_ISSET(cpu, &cpus)) self.cpus[cpu / 64] |= uint64_t{1} << (cpu % 64);
     }
   }
+  set_word(self.host, host_name());
   set_word(self.build, plain_word(fmt::format("{}-{}", kVersion, kGitCommit)));
   set_word(self.configuration, options.configuration);
   return self;

@@ -77,8 +77,7 @@ void Introductions::check_entry(const Entry& entry) {
   peer.world_size = entry.world_size;
   peer.pid = entry.pid;
   set_word(peer.build, entry.build);
-  const bool has_host = !get_word(own().host).empty();
-  set_word(peer.host, has_host ? entry.host : "");
+  set_word(peer.host, entry.host);
   if (auto same = compare(own(), peer); !same) return fail(std::move(same).error());
   if (entry.protocol != kProtocolVersion) {
     fail(difference(own(), peer, "protocol", std::to_string(kProtocolVersion),

@@ -30,7 +30,6 @@ class Introductions {
   const Identity& own() const { return self_.identity; }
   const Secret& secret() const { return self_.secret; }
   // What peers are told from now on; empty in a job of one machine.
-  void set_host(const std::string& host) { set_word(self_.identity.host, host); }
 
   // For this machine, at the name of this rank's nonce.
   Status listen();

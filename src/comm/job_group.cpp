@@ -6,6 +6,7 @@
 #include <bit>
 #include <charconv>
 #include <chrono>
+#include <cstring>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -35,8 +36,9 @@ constexpr int64_t kLookNs = 100'000'000;       // a sleeping rank looks around t
 constexpr int64_t kCancelLookNs = 10'000'000;  // and this often for a cancel
 constexpr int64_t kReasonNs =
     1'000'000'000;  // a reason, or rank 0's word, comes this soon after what it ended
-constexpr int64_t kLateNs = 20'000'000;  // who waits so long for others of its node tells rank 0
-constexpr int64_t kTellNs = 50'000'000;  // a call that takes so long is told to the others
+constexpr int64_t kLateNs = 20'000'000;     // who waits so long for others of its node tells rank 0
+constexpr int64_t kTellNs = 50'000'000;     // a call that takes so long is told to the others
+constexpr int64_t kSendNs = 2'000'000'000;  // a send, which may yet end without its receive
 // How long a mismatch that ranks find where they wait is held back: by then the calls that led there are told.
 constexpr int64_t kHoldNs = 400'000'000;
 constexpr size_t kMostEnds = 64;  // of what ranks told each other, the latest
@@ -80,7 +82,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
         nodes_(std::move(gathering.nodes)),
         oversubscribed_(exceeds_cpus(gathering.members, nodes_.on(nodes_.node_of(launch.rank)))),
         allows_unauthenticated_data_(options.allow_unauthenticated_data),
-        book_(launch.rank),
+        books_(launch.rank),
         segment_(std::move(segment)),
         channel_(launch.rank, std::move(gathering.members), options.peer_timeout_ns, log, this) {
     if (rank() == 0 && node_count() > 1) {
@@ -142,14 +144,39 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     channel_.fail(std::move(error).with_rank(rank()));
   }
 
-  Result<uint64_t> begin_call(const CollectiveCall& call, bool is_collective) override {
-    CallBook::Begun begun = book_.begin(call, is_collective, monotonic_ns());
+  Result<uint64_t> begin_call(uint64_t communicator, const CollectiveCall& call,
+                              bool is_collective) override {
+    AMXT_TRY(channel_.check());
+    AMXT_ASSIGN(const auto book, book_of(communicator));
+    CallBook::Begun begun = book->begin(call, is_collective, monotonic_ns());
     if (begun.mismatch) return channel_.fail_with(*std::move(begun.mismatch));
     if (begun.was_idle) channel_.kick();
     return begun.number;
   }
 
-  void end_call(uint64_t number) override { book_.end(number); }
+  void end_call(uint64_t communicator, uint64_t number) override {
+    if (const auto book = books_.find(communicator)) book->end(number);
+  }
+
+  Result<uint64_t> begin_letter(uint64_t communicator, const CollectiveCall& call, int peer,
+                                bool sends, bool blocks) override {
+    AMXT_TRY(channel_.check());
+    AMXT_ASSIGN(const auto book, book_of(communicator));
+    const CallBook::Begun begun = book->begin(CallBook::Letter{call, peer, sends, blocks});
+    if (begun.was_idle) channel_.kick();
+    return begun.number;
+  }
+
+  void end_letter(uint64_t communicator, uint64_t number) override {
+    const auto book = books_.find(communicator);
+    if (book == nullptr) return;
+    if (const auto told = book->end_letter(number)) tell_call(*told);
+  }
+
+  void open_calls(uint64_t communicator, std::vector<int> ranks) override {
+    books_.open(communicator, std::move(ranks));
+  }
+  void close_calls(uint64_t communicator) override { books_.close(communicator); }
 
   Status barrier(const Limits& limits) override {
     auto number = meet(Collective::kBarrier, {}, limits);
@@ -225,21 +252,29 @@ class JobGroup final : public Group, private ControlChannel::Owner {
       case MessageKind::kEnded:
         return keep_end(message.sequence, root_cause(message));
       case MessageKind::kCalled:
-        return hear_call({rank() == 0 ? from : message.about_rank, message.sequence,
-                          message.bytes != 0, message.get_text()});
+        if (const auto told = as_told(rank() == 0 ? from : message.about_rank, message))
+          hear_call(*told);
+        return;
       default:
         return;
     }
   }
 
   int64_t look() override {
-    tell_calls(monotonic_ns() - kTellNs);
+    const int64_t now_ns = monotonic_ns();
+    bool rests = true;
+    for (const auto& book : books_.all()) {
+      tell_calls(*book, now_ns - kTellNs);
+      for (const auto& told : book->late_letters(now_ns, kTellNs, kSendNs)) tell_call(told);
+      if (auto error = book->deadlock(now_ns - kHoldNs)) channel_.fail(*std::move(error));
+      rests &= book->rests();
+    }
     const int64_t held_ns = held_until_.load(std::memory_order_acquire);
     if (held_ns != 0 && monotonic_ns() >= held_ns) {
       const std::lock_guard lock(held_mutex_);
       channel_.fail(*held_);
     }
-    if (held_ns == 0 && book_.rests()) return -1;
+    if (held_ns == 0 && rests) return -1;
     return kTellNs;
   }
 
@@ -257,13 +292,21 @@ class JobGroup final : public Group, private ControlChannel::Owner {
 
   // --- What ranks call (call_book.h) ---
 
-  void tell_calls(int64_t since_ns) {
-    for (const CallBook::Told& told : book_.late(since_ns)) {
-      if (rank() == 0) {
-        pass_on(told);
-      } else {
-        channel_.send(0, as_message(told));
-      }
+  Result<std::shared_ptr<CallBook>> book_of(uint64_t communicator) const {
+    auto book = books_.find(communicator);
+    if (book == nullptr) return Error(Code::kInvalidState, "the communicator is closed");
+    return book;
+  }
+
+  void tell_calls(CallBook& book, int64_t since_ns) {
+    for (const CallBook::Told& told : book.late(since_ns)) tell_call(told);
+  }
+
+  void tell_call(const CallBook::Told& told) {
+    if (rank() == 0) {
+      pass_on(told);
+    } else {
+      channel_.send(0, as_message(told));
     }
   }
 
@@ -271,11 +314,11 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     if (told.rank < 0 || told.rank >= size()) return;
     if (rank() == 0) pass_on(told);
     if (told.rank == rank()) return;
-    if (auto mismatch = book_.hear(told)) channel_.fail(*std::move(mismatch));
+    if (auto mismatch = books_.hear(told)) channel_.fail(*std::move(mismatch));
   }
 
   void pass_on(const CallBook::Told& told) {
-    if (book_.is_news(told)) channel_.send_to_all(as_message(told));
+    if (books_.first().is_news(told)) channel_.send_to_all(as_message(told));
   }
 
   static Message as_message(const CallBook::Told& told) {
@@ -283,27 +326,53 @@ class JobGroup final : public Group, private ControlChannel::Owner {
     message.kind = MessageKind::kCalled;
     message.sequence = told.number;
     message.about_rank = told.rank;
-    message.bytes = told.is_collective ? 1 : 0;
-    message.set_text(told.text);
+    message.code = told.peer + 1;
+    message.bytes = (told.is_collective ? CallTraits::kCollective : 0) |
+                    (told.sends ? CallTraits::kSends : 0) |
+                    (told.blocks ? CallTraits::kBlocks : 0) | (told.over ? CallTraits::kOver : 0) |
+                    static_cast<int64_t>(told.ordinal << CallTraits::kOrdinalShift);
+    Message text;
+    text.set_text(told.text);
+    message.payload.assign(reinterpret_cast<const char*>(&told.communicator),
+                           sizeof told.communicator);
+    message.payload += text.payload;
     return message;
+  }
+
+  static std::optional<CallBook::Told> as_told(int rank, const Message& message) {
+    CallBook::Told told;
+    if (message.payload.size() < sizeof told.communicator) return std::nullopt;
+    std::memcpy(&told.communicator, message.payload.data(), sizeof told.communicator);
+    Message text;
+    text.payload = message.payload.substr(sizeof told.communicator);
+    told.rank = rank;
+    told.number = message.sequence;
+    told.is_collective = (message.bytes & CallTraits::kCollective) != 0;
+    told.text = text.get_text();
+    told.peer = message.code - 1;
+    told.ordinal = static_cast<uint64_t>(message.bytes) >> CallTraits::kOrdinalShift;
+    told.sends = (message.bytes & CallTraits::kSends) != 0;
+    told.blocks = (message.bytes & CallTraits::kBlocks) != 0;
+    told.over = (message.bytes & CallTraits::kOver) != 0;
+    return told;
   }
 
   // Ends the group with what was found where ranks meet, unless the calls that brought them there, which are told meanwhile, say it better.
   void hold(Error error) {
-    if (book_.under_way() == 0) return channel_.fail(std::move(error));
+    if (books_.first().under_way() == 0) return channel_.fail(std::move(error));
     {
       const std::lock_guard lock(held_mutex_);
       if (held_) return;
       held_ = std::move(error);
     }
     held_until_.store(monotonic_ns() + kHoldNs, std::memory_order_release);
-    tell_calls(INT64_MAX);
+    tell_calls(books_.first(), INT64_MAX);
     channel_.kick();
   }
 
   // What the host waits for, in messages.
   std::string waited_for(Collective collective) const {
-    const auto call = book_.only();
+    const auto call = books_.first().only();
     return call ? call->text : a_collective(collective);
   }
 
@@ -748,7 +817,7 @@ class JobGroup final : public Group, private ControlChannel::Owner {
   std::optional<Meeting> meeting_;  // rank 0's, on several nodes
   mutable std::mutex ends_mutex_;
   std::deque<std::pair<uint64_t, Error>> ends_;
-  CallBook book_;
+  CallBooks books_;
   std::mutex held_mutex_;
   std::optional<Error> held_;  // set once
   std::atomic<int64_t> held_until_{0};

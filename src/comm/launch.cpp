@@ -346,7 +346,35 @@ void list_others(const std::vector<LauncherSet>& sets, const LauncherSet* taken,
   }
 }
 
-LaunchInfo alone(const Environment& environment, const std::vector<LauncherSet>& sets) {
+// Each pod of several would take itself for the whole job.
+Status check_one_pod(const std::vector<LauncherSet>& sets) {
+  for (const LauncherSet& set : sets) {
+    if (set.rank.name != "PET_NODE_RANK" || set.refusal.empty()) continue;
+    if (set.world_size.value.value_or("1") == "1") continue;
+    return Error(Code::kInvalidArgument,
+                 fmt::format("{}={} is a job of several pods, but {} ({})", set.world_size.name,
+                             quote(*set.world_size.value), set.refusal, set.seen()));
+  }
+  return {};
+}
+
+// Half an address means that ranks were meant.
+Status check_address_is_whole(const Environment& environment) {
+  const auto address = environment("MASTER_ADDR"), port = environment("MASTER_PORT");
+  if (address.has_value() == port.has_value()) return {};
+  const auto text = [](const std::optional<std::string>& value) {
+    return value ? "=" + quote(*value) : " unset";
+  };
+  return Error(Code::kInvalidArgument,
+               fmt::format("{} is set and {} is unset (RANK unset, WORLD_SIZE unset, "
+                           "MASTER_ADDR{}, MASTER_PORT{})",
+                           address ? "MASTER_ADDR" : "MASTER_PORT",
+                           address ? "MASTER_PORT" : "MASTER_ADDR", text(address), text(port)));
+}
+
+Result<LaunchInfo> alone(const Environment& environment, const std::vector<LauncherSet>& sets) {
+  AMXT_TRY(check_one_pod(sets));
+  AMXT_TRY(check_address_is_whole(environment));
   LaunchInfo info;
   info.source = "alone";
   info.reason = "no options, and no launcher's variables that count";
@@ -408,7 +436,7 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
                  fmt::format("a local rank or local size is given without rank and world_size ({})",
                              seen(options)));
   } else {
-    info = alone(environment, sets);
+    AMXT_ASSIGN(info, alone(environment, sets));
     info.node_hint = node_hint(environment, std::nullopt);
     return info;
   }
@@ -434,11 +462,13 @@ Result<LaunchInfo> find_launch(const GroupOptions& options, const Environment& e
     found.master_address = "127.0.0.1";
   }
   if (found.master_address.empty() || found.master_port <= 0) {
-    const bool port = found.master_port <= 0;
+    std::vector<std::string> unset;
+    if (found.master_address.empty())
+      unset.push_back(found.name("master_address", &LauncherSet::address));
+    if (found.master_port <= 0) unset.push_back(found.name("master_port", &LauncherSet::port));
     return contradiction(
-        found, fmt::format("{} ranks need an address to meet at: {} is unset", info.world_size,
-                           port ? found.name("master_port", &LauncherSet::port)
-                                : found.name("master_address", &LauncherSet::address)));
+        found, fmt::format("{} ranks need an address to meet at: {} {} unset", info.world_size,
+                           fmt::join(unset, " and "), unset.size() == 1 ? "is" : "are"));
   }
   info.master_address = found.master_address;
   info.master_port = found.master_port;

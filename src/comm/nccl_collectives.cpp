@@ -317,9 +317,7 @@ Status NcclCollectives::interrupted(const std::string& what, const Limits& limit
 Error NcclCollectives::fail(Error error) {
   if (!dead_) dead_ = Error(error.code(), error.message()).with_rank(error.rank());
   end_communicator();
-  // A call that only this rank makes, and not for long: the end of the host's communicator for the others, who are told at their next call.
-  const Status ended = host_->barrier({Deadline::after(0), nullptr});
-  (void)ended;
+  host_->give_up(Error(dead_->code(), dead_->message()).with_rank(dead_->rank()));
   return Error(dead_->code(), dead_->message()).with_rank(dead_->rank());
 }
 

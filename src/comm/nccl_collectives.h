@@ -61,6 +61,7 @@ class NcclCollectives final : public Collectives {
   const char* transport() const override { return "nccl"; }
   int rank() const override { return host_->rank(); }
   int size() const override { return host_->size(); }
+  uint64_t number() const override { return host_->number(); }
 
   Status all_reduce(const void* send, void* receive, int64_t count, DType dtype, ReduceOp op,
                     const Limits& limits) override;
@@ -77,6 +78,7 @@ class NcclCollectives final : public Collectives {
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   // Of the hosts and their streams: all have come here, and what they had enqueued is done.
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override { (void)fail(std::move(why)); }
   // Of host memory.
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override {

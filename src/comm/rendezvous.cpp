@@ -70,12 +70,16 @@ Error tell_openly(const LaunchInfo& launch, Error error, Deadline deadline) {
   if (!store) return error;
   EntryList list(*std::move(store), launch.run_id);
   std::optional<Error> note;
-  if (!launch.agent_store) {  // an agent's may hold those of earlier attempts
-    (void)list.read_new(soon, [&](int64_t, std::string_view text) {
+  // Rank 0 may be about to say why it has no secret. An agent's store may hold notes of earlier attempts.
+  const Deadline patience = soon.earlier(Deadline::after(launch.rank == 0 ? 0 : kLastWordsNs));
+  while (!launch.agent_store) {
+    const Status read = list.read_new(soon, [&](int64_t, std::string_view text) {
       if (!note) note = parse_note(text);
     });
+    if (note) return *std::move(note);
+    if (!read || patience.passed()) break;
+    poll(nullptr, 0, kFirstPauseMs);
   }
-  if (note) return *std::move(note);
   list.leave_note(error, soon);
   return error;
 }
@@ -90,15 +94,15 @@ class Gatherer {
         node_(plain_word(launch.node_hint)),
         may_be_elsewhere_(launch.may_span_nodes()),
         introductions_(std::move(self)),
-        assembly_(launch.rank, launch.world_size, log) {
-    if (may_be_elsewhere_) introductions_.set_host(host_name());
-  }
+        assembly_(launch.rank, launch.world_size, log) {}
 
   Result<Gathering> run() {
     auto status = join();
     if (!status) {
       tell_all(status.error());
       if (list_) list_->leave_note(status.error(), Deadline::after(kLastWordsNs));
+      // Who has met nobody yet reads it in the store, which goes with this process.
+      if (server_ && !assembly_.has_all()) poll(nullptr, 0, kLastWordsNs / 1'000'000);
       return std::move(status).error();
     }
     return assembly_.take();

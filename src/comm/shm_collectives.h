@@ -11,9 +11,9 @@ namespace amxt::comm {
 class ShmCollectives final : public GroupCollectives {
  public:
   // Members of the area are the ranks of the communicator.
-  ShmCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks, int rank,
+  ShmCollectives(std::shared_ptr<Communication> shared, Membership members,
                  std::unique_ptr<ShmArea> area)
-      : GroupCollectives(std::move(shared), std::move(ranks), rank), area_(std::move(area)) {}
+      : GroupCollectives(std::move(shared), std::move(members)), area_(std::move(area)) {}
 
   const char* transport() const override { return size() == 1 ? "none" : "shm"; }
 
@@ -31,6 +31,7 @@ class ShmCollectives final : public GroupCollectives {
               const Limits& limits) override;
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override { (void)area_->fail(std::move(why)); }
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override;
 

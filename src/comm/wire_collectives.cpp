@@ -8,6 +8,8 @@
 #include <numeric>
 #include <utility>
 
+#include "kernels/rows.h"
+
 namespace amxt::comm {
 namespace {
 
@@ -58,14 +60,13 @@ struct WireCollectives::Job {
   std::vector<Entry> entries;
 };
 
-WireCollectives::WireCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks,
-                                 int rank, std::unique_ptr<ShmArea> area,
-                                 std::vector<std::vector<int>> nodes, int node, uint64_t number)
-    : GroupCollectives(std::move(shared), std::move(ranks), rank),
+WireCollectives::WireCollectives(std::shared_ptr<Communication> shared, Membership members,
+                                 std::unique_ptr<ShmArea> area, std::vector<std::vector<int>> nodes,
+                                 int node)
+    : GroupCollectives(std::move(shared), std::move(members)),
       area_(std::move(area)),
       nodes_(std::move(nodes)),
       node_(node),
-      number_(number),
       name_([this] {
         const bool flat = std::all_of(nodes_.begin(), nodes_.end(),
                                       [](const auto& there) { return there.size() == 1; });
@@ -93,8 +94,14 @@ Status WireCollectives::guarded(const Limits& limits, Body&& body) {
   return error;
 }
 
-uint64_t WireCollectives::tag(uint32_t step) const {
-  return ((number_ & 0x7FFF) << 48) | ((calls_ & 0xFFFFFF) << kStepBits) | step;
+uint64_t WireCollectives::tag(int receiver, uint32_t step) const {
+  return ((ids_[static_cast<size_t>(receiver)] & 0x7FFF) << 48) |
+         ((calls_ & 0xFFFFFF) << kStepBits) | step;
+}
+
+uint64_t WireCollectives::message_tag(int receiver, uint64_t ordinal) const {
+  return uint64_t{1} << 63 | (ids_[static_cast<size_t>(receiver)] & 0x7FFF) << 48 |
+         (ordinal & 0x7FFFFFFFFFFF) << 1;
 }
 
 Status WireCollectives::wait(Job& job, Wire::Transfer& transfer) {
@@ -112,14 +119,14 @@ Status WireCollectives::finish(Job& job) {
 Status WireCollectives::post_send(Job& job, int peer, uint32_t step, const void* data,
                                   int64_t bytes) {
   AMXT_ASSIGN(auto flight,
-              shared_->wire->send(ranks_[static_cast<size_t>(peer)], tag(step), data, bytes));
+              shared_->wire->send(ranks_[static_cast<size_t>(peer)], tag(peer, step), data, bytes));
   job.flights.push_back(std::move(flight));
   return {};
 }
 
 Status WireCollectives::post_receive(Job& job, int peer, uint32_t step, void* data, int64_t bytes) {
-  AMXT_ASSIGN(auto flight,
-              shared_->wire->receive(ranks_[static_cast<size_t>(peer)], tag(step), data, bytes));
+  AMXT_ASSIGN(auto flight, shared_->wire->receive(ranks_[static_cast<size_t>(peer)],
+                                                  tag(rank(), step), data, bytes));
   job.flights.push_back(std::move(flight));
   return {};
 }
@@ -201,7 +208,7 @@ Status WireCollectives::reduce_range(Job& job, const void* own, void* to, int64_
       if (is_own(n)) continue;
       AMXT_ASSIGN(pending(n, chunk),
                   shared_->wire->receive(ranks_[static_cast<size_t>(partner(n, local()))],
-                                         tag(static_cast<uint32_t>(chunk)), place(n, chunk),
+                                         tag(rank(), static_cast<uint32_t>(chunk)), place(n, chunk),
                                          length(chunk) * bytes));
     }
     return {};
@@ -328,27 +335,42 @@ Status WireCollectives::reduce_parts(Job& job, const CollectiveCall& call, const
 
 namespace {
 
-// Averages of narrow integers over two levels: their sums would wrap around.
-bool needs_width(DType dtype, ReduceOp op) {
-  return op == ReduceOp::kAvg && (dtype == DType::kU8 || dtype == DType::kI32);
+// The type of partial results between levels: sums of fp16 may pass its range, those of averaged narrow integers would wrap around. bf16
+// has the range of fp32 and stays as narrow.
+DType partial_dtype(DType dtype, ReduceOp op) {
+  if (dtype == DType::kF16 && (op == ReduceOp::kSum || op == ReduceOp::kAvg)) return DType::kF32;
+  const bool is_narrow = dtype == DType::kU8 || dtype == DType::kI32;
+  return is_narrow && op == ReduceOp::kAvg ? DType::kI64 : dtype;
 }
 
-std::vector<int64_t> widened(const void* values, int64_t count, DType dtype) {
-  std::vector<int64_t> wide(static_cast<size_t>(count));
-  for (int64_t i = 0; i < count; ++i) {
-    wide[static_cast<size_t>(i)] = dtype == DType::kU8 ? static_cast<const uint8_t*>(values)[i]
-                                                       : static_cast<const int32_t*>(values)[i];
+template <typename From, typename To>
+void convert(const void* from, int64_t count, void* to) {
+  for (int64_t i = 0; i < count; ++i)
+    static_cast<To*>(to)[i] = static_cast<To>(static_cast<const From*>(from)[i]);
+}
+
+// From `dtype` to the type of its partial results, and back.
+std::vector<std::byte> widened(const void* values, int64_t count, DType dtype, DType wide_dtype) {
+  std::vector<std::byte> wide(static_cast<size_t>(count * dtype_bytes(wide_dtype)));
+  if (dtype == DType::kF16) {
+    kernels::convert_f16(count, static_cast<const uint16_t*>(values),
+                         reinterpret_cast<float*>(wide.data()));
+  } else if (dtype == DType::kU8) {
+    convert<uint8_t, int64_t>(values, count, wide.data());
+  } else {
+    convert<int32_t, int64_t>(values, count, wide.data());
   }
   return wide;
 }
 
-void narrow(const std::vector<int64_t>& wide, DType dtype, void* to) {
-  for (size_t i = 0; i < wide.size(); ++i) {
-    if (dtype == DType::kU8) {
-      static_cast<uint8_t*>(to)[i] = static_cast<uint8_t>(wide[i]);
-    } else {
-      static_cast<int32_t*>(to)[i] = static_cast<int32_t>(wide[i]);
-    }
+void narrow(const std::vector<std::byte>& wide, int64_t count, DType dtype, void* to) {
+  if (dtype == DType::kF16) {
+    kernels::convert_f16(count, reinterpret_cast<const float*>(wide.data()),
+                         static_cast<uint16_t*>(to));
+  } else if (dtype == DType::kU8) {
+    convert<int64_t, uint8_t>(wide.data(), count, to);
+  } else {
+    convert<int64_t, int32_t>(wide.data(), count, to);
   }
 }
 
@@ -357,14 +379,15 @@ void narrow(const std::vector<int64_t>& wide, DType dtype, void* to) {
 Status WireCollectives::all_reduce(const void* send, void* receive, int64_t count, DType dtype,
                                    ReduceOp op, const Limits& limits) {
   const CollectiveCall call{"all_reduce", dtype, static_cast<int32_t>(op), -1, count, 0};
-  std::vector<int64_t> wide;
+  const DType wide_dtype = partial_dtype(dtype, op);
+  std::vector<std::byte> wide;
   return guarded(limits, [&](Job& job) -> Status {
     AMXT_TRY(enter(job, call));
-    if (is_flat_ || !needs_width(dtype, op))
+    if (is_flat_ || wide_dtype == dtype)
       return reduce_all(job, call, send, receive, count, dtype, op);
-    wide = widened(send, count, dtype);
-    AMXT_TRY(reduce_all(job, call, wide.data(), wide.data(), count, DType::kI64, op));
-    narrow(wide, dtype, receive);
+    wide = widened(send, count, dtype, wide_dtype);
+    AMXT_TRY(reduce_all(job, call, wide.data(), wide.data(), count, wide_dtype, op));
+    narrow(wide, count, dtype, receive);
     return {};
   });
 }
@@ -374,15 +397,17 @@ Status WireCollectives::reduce_scatter(const void* send, void* receive,
                                        const Limits& limits) {
   const CollectiveCall call{"reduce_scatter", dtype,          static_cast<int32_t>(op), -1,
                             sum(counts),      hash_of(counts)};
-  std::vector<int64_t> wide, result;
+  const DType wide_dtype = partial_dtype(dtype, op);
+  std::vector<std::byte> wide, result;
   return guarded(limits, [&](Job& job) -> Status {
     AMXT_TRY(enter(job, call));
-    if (is_flat_ || !needs_width(dtype, op))
+    if (is_flat_ || wide_dtype == dtype)
       return reduce_parts(job, call, send, receive, counts, dtype, op);
-    wide = widened(send, sum(counts), dtype);
-    result.resize(static_cast<size_t>(counts[static_cast<size_t>(rank())]));
-    AMXT_TRY(reduce_parts(job, call, wide.data(), result.data(), counts, DType::kI64, op));
-    narrow(result, dtype, receive);
+    const int64_t count = counts[static_cast<size_t>(rank())];
+    wide = widened(send, sum(counts), dtype, wide_dtype);
+    result.resize(static_cast<size_t>(count * dtype_bytes(wide_dtype)));
+    AMXT_TRY(reduce_parts(job, call, wide.data(), result.data(), counts, wide_dtype, op));
+    narrow(result, count, dtype, receive);
     return {};
   });
 }
@@ -525,6 +550,10 @@ Status WireCollectives::barrier(const Limits& limits) {
   return guarded(limits, [&](Job& job) { return enter(job, CollectiveCall::barrier()); });
 }
 
+void WireCollectives::give_up(Error why) {
+  (void)guarded({}, [&](Job&) -> Status { return std::move(why); });
+}
+
 Status WireCollectives::exchange(const CollectiveCall& call, const void* own, void* all,
                                  int64_t bytes, const Limits& limits) {
   const std::vector<int64_t> counts(static_cast<size_t>(size()), bytes);
@@ -547,8 +576,7 @@ Status WireCollectives::send(const void* data, int64_t count, DType dtype, int p
     });
   }
   return guarded(limits, [&](Job& job) -> Status {
-    const uint64_t message = uint64_t{1} << 63 | (number_ & 0x7FFF) << 48 |
-                             (sent_[static_cast<size_t>(peer)]++ & 0x7FFFFFFFFFFF) << 1;
+    const uint64_t message = message_tag(peer, sent_[static_cast<size_t>(peer)]++);
     const int to = ranks_[static_cast<size_t>(peer)];
     job.entries.resize(1);
     Entry& head = job.entries[0];
@@ -574,8 +602,7 @@ Status WireCollectives::receive(void* data, int64_t count, DType dtype, int peer
     });
   }
   return guarded(limits, [&](Job& job) -> Status {
-    const uint64_t message = uint64_t{1} << 63 | (number_ & 0x7FFF) << 48 |
-                             (received_[static_cast<size_t>(peer)]++ & 0x7FFFFFFFFFFF) << 1;
+    const uint64_t message = message_tag(rank(), received_[static_cast<size_t>(peer)]++);
     const int from = ranks_[static_cast<size_t>(peer)];
     job.entries.resize(1);
     Entry& head = job.entries[0];

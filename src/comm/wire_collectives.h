@@ -18,10 +18,9 @@ namespace amxt::comm {
 
 class WireCollectives final : public GroupCollectives {
  public:
-  // nodes: the ranks of each; `node` is this rank's. `number` is the communicator's own among all of the group.
-  WireCollectives(std::shared_ptr<Communication> shared, std::vector<int> ranks, int rank,
-                  std::unique_ptr<ShmArea> area, std::vector<std::vector<int>> nodes, int node,
-                  uint64_t number);
+  // nodes: the ranks of each; `node` is this rank's.
+  WireCollectives(std::shared_ptr<Communication> shared, Membership members,
+                  std::unique_ptr<ShmArea> area, std::vector<std::vector<int>> nodes, int node);
 
   const char* transport() const override { return name_.c_str(); }
 
@@ -39,6 +38,7 @@ class WireCollectives final : public GroupCollectives {
               const Limits& limits) override;
   Status receive(void* data, int64_t count, DType dtype, int peer, const Limits& limits) override;
   Status barrier(const Limits& limits) override;
+  void give_up(Error why) override;
   Status exchange(const CollectiveCall& call, const void* own, void* all, int64_t bytes,
                   const Limits& limits) override;
 
@@ -72,7 +72,9 @@ class WireCollectives final : public GroupCollectives {
   Status receive_chunks(Job& job, int peer, uint32_t first, void* data, int64_t bytes);
   Status finish(Job& job);
   Status wait(Job& job, Wire::Transfer& transfer);
-  uint64_t tag(uint32_t step) const;
+  // Of what that rank receives: by its own id of the communicator.
+  uint64_t tag(int receiver, uint32_t step) const;
+  uint64_t message_tag(int receiver, uint64_t ordinal) const;
 
   int local() const { return area_->member(); }
   int lanes(size_t node) const { return static_cast<int>(nodes_[node].size()); }
@@ -85,7 +87,6 @@ class WireCollectives final : public GroupCollectives {
   std::unique_ptr<ShmArea> area_;
   const std::vector<std::vector<int>> nodes_;
   const int node_;
-  const uint64_t number_;
   const std::string name_;
   uint64_t calls_ = 0;
   bool is_flat_ = true;                    // one rank on every node

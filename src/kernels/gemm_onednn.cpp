@@ -22,6 +22,7 @@ const char* onednn_gemm_name(Isa isa) {
 #include <utility>
 
 #include "base/buffer.h"
+#include "base/carver.h"
 #include "kernels/gemm_transpose.h"
 
 namespace amxt::kernels {
@@ -126,8 +127,6 @@ struct Plan {
   Blocks blocks;
   Piece pieces[2][2];
 };
-
-int64_t whole_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 class OnednnGemm final : public Gemm<bf16> {
  public:

@@ -86,6 +86,9 @@ void convert(Isa isa, int64_t count, const bf16* from, float* to) {
 void convert_f16(int64_t count, const uint16_t* from, float* to) {
   convert_f16_avx2(count, from, to);
 }
+void convert_f16(int64_t count, const float* from, uint16_t* to) {
+  convert_f16_avx2(count, from, to);
+}
 
 void cross_entropy_accumulate(Isa isa, int64_t rows, int64_t n, const float* logits, int64_t ld,
                               int64_t first, const int32_t* target, float* maximum, float* sum,

@@ -52,10 +52,11 @@ void sum_rows(Isa isa, int64_t rows, int64_t dim, const E* x, int64_t ldx, float
 template <typename E>
 void accumulate(Isa isa, int64_t dim, const E* x, float* sum);
 
-// Conversions of contiguous elements; bf16 rounds to nearest even, NaN stays NaN.
+// Conversions of contiguous elements; bf16 and fp16 round to nearest even, NaN stays NaN.
 void convert(Isa isa, int64_t count, const float* from, bf16* to);
 void convert(Isa isa, int64_t count, const bf16* from, float* to);
 void convert_f16(int64_t count, const uint16_t* from, float* to);
+void convert_f16(int64_t count, const float* from, uint16_t* to);
 
 // Soft-max cross-entropy over a block of the vocabulary, columns [first, first + n) of the logits; rows are tokens.
 // Running maximum and sum of exponentials per row, and the logit of the row's target when it lies in the block. Start with

@@ -15,4 +15,13 @@ void convert_f16_avx2(int64_t count, const uint16_t* from, float* to) {
   for (; i < count; ++i) to[i] = _cvtsh_ss(from[i]);
 }
 
+void convert_f16_avx2(int64_t count, const float* from, uint16_t* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(from + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), half);
+  }
+  for (; i < count; ++i) to[i] = _cvtss_sh(from[i], _MM_FROUND_TO_NEAREST_INT);
+}
+
 }  // namespace amxt::kernels

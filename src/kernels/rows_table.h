@@ -30,7 +30,8 @@ struct RowTables {
 extern const RowTables rows_avx2;
 extern const RowTables rows_avx512;
 
-// IEEE half to float: F16C belongs to the baseline.
+// IEEE half to float and back: F16C belongs to the baseline.
 void convert_f16_avx2(int64_t count, const uint16_t* from, float* to);
+void convert_f16_avx2(int64_t count, const float* from, uint16_t* to);
 
 }  // namespace amxt::kernels

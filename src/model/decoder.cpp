@@ -4,30 +4,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "base/carver.h"
 #include "kernels/attention.h"
 #include "kernels/rows.h"
 
 namespace amxt::model {
 namespace {
-
-constexpr int64_t kAlign = 64;
-
-// Hands out 64-byte-aligned pieces of one buffer; with no buffer it only adds up their sizes.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <typename T>
-  T* take(int64_t count) {
-    std::byte* at = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlign - 1) / kAlign * kAlign;
-    return reinterpret_cast<T*>(at);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  int64_t used_ = 0;
-};
 
 int64_t qkv_width(const ModelConfig& c) { return c.query_size() + 2 * c.kv_size(); }
 int64_t row_blocks(int64_t rows) { return (rows + kRowBlock - 1) / kRowBlock; }
@@ -119,7 +101,7 @@ int64_t Decoder<E>::scratch_bytes_needed(const ModelConfig& c, int64_t max_rows,
   carver.take<float>(row_blocks(max_rows) * std::max(c.hidden_size, 2 * c.head_dim));
   return carver.used() +
          kernels::attention_scratch_bytes(attention_shape(c, max_sequence, nullptr), threads) +
-         16 * kAlign;
+         16 * kCacheLine;
 }
 
 template <typename E>

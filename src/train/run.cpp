@@ -50,9 +50,9 @@ Result<int64_t> TrainerCore::agree_on_run(const io::Dataset& data, const RunOpti
     mine.emplace_back("saving", saves ? "on" : "off");
     if (saves) mine.emplace_back("steps between checkpoints", std::to_string(options.save_steps));
     if (options.eval_data != nullptr) {
-      mine.emplace_back("steps between evaluations", std::to_string(options.eval_steps));
       const Facts evaluation = facts_of(*options.eval_data, "the data to evaluate on");
       mine.insert(mine.end(), evaluation.begin(), evaluation.end());
+      mine.emplace_back("steps between evaluations", std::to_string(options.eval_steps));
     }
     return mine;
   };
@@ -120,7 +120,8 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   };
   const auto evaluate_now = [&]() -> Status {
     AMXT_TRY(agree_on_mine());
-    AMXT_ASSIGN(const Evaluation evaluation, evaluate(*options.eval_data, limits));
+    AMXT_ASSIGN(const Evaluation evaluation,
+                during("evaluation", evaluate(*options.eval_data, limits)));
     Event event;
     event.kind = EventKind::kEvaluate;
     event.show = true;
@@ -130,7 +131,8 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   };
   const auto save_now = [&]() -> Status {
     AMXT_TRY(agree_on_mine());
-    AMXT_ASSIGN(const std::string path, save_keeping(options.output, options.keep, limits));
+    AMXT_ASSIGN(const std::string path,
+                during("save", save_keeping(options.output, options.keep, limits)));
     last_saved = step;
     Event event;
     event.kind = EventKind::kSave;
@@ -174,7 +176,7 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
     if (last_saved != step) AMXT_TRY(save_now());
     AMXT_TRY(agree_on_mine());
     done.path = join_path(options.output, "final");
-    AMXT_TRY(export_from(done.path, options.model_directory, limits));
+    AMXT_TRY(during("export", export_from(done.path, options.model_directory, limits)));
   }
   if (mine) mine = tell(done);
   return agree_on_mine();

@@ -1,29 +1,11 @@
 // The memory of a step: how many bytes its arena, kept activations and scratch take, and where each part lies in them.
 #include <algorithm>
 
+#include "base/carver.h"
 #include "train/step.h"
 
 namespace amxt::train {
 namespace {
-
-int64_t aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-// Hands out 64-byte-aligned pieces of `base`; with a null base it only adds up.
-class Carver {
- public:
-  explicit Carver(std::byte* base) : base_(base) {}
-  template <typename T>
-  T* take(int64_t count) {
-    std::byte* at = base_ == nullptr ? nullptr : base_ + used_;
-    used_ += aligned(count * static_cast<int64_t>(sizeof(T)));
-    return reinterpret_cast<T*>(at);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  int64_t used_ = 0;
-};
 
 // Elements that a micro-batch's place in the arena holds: a layer's pairs, or the head's, or the gradient of the embedding.
 int64_t slot_elements_per_row(const model::ModelConfig& c) {
@@ -73,7 +55,7 @@ int64_t StepRunner<E>::arena_bytes(const model::ModelConfig& config,
 
 template <typename E>
 int64_t StepRunner<E>::record_bytes(const EffectiveOptions& options) {
-  return aligned(static_cast<int64_t>(sizeof(Mailbox)) + 2 * options.accumulate * 8);
+  return whole_lines(static_cast<int64_t>(sizeof(Mailbox)) + 2 * options.accumulate * 8);
 }
 
 template <typename E>
@@ -100,7 +82,8 @@ int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config,
                                      const EffectiveOptions& options, int threads) {
   const int64_t rows = options.micro_batch * options.sequence_length;
   return model::Decoder<E>::scratch_bytes_needed(config, rows, options.sequence_length, threads) +
-         model::Head<E>::scratch_bytes_needed(config, rows) + aligned(gradient_block_bytes(config));
+         model::Head<E>::scratch_bytes_needed(config, rows) +
+         whole_lines(gradient_block_bytes(config));
 }
 
 template <typename E>

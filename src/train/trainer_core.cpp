@@ -37,6 +37,19 @@ Status check_tokens(const Batch& batch, int64_t vocab_size) {
   return {};
 }
 
+using Facts = std::vector<std::pair<std::string, std::string>>;
+
+Result<Facts> facts_from(const std::string& text) {
+  AMXT_ASSIGN(const Json json, parse_json(text));
+  return json.get<Facts>();
+}
+
+std::string value_of(const Facts& facts, const std::string& name) {
+  const auto fact = std::find_if(facts.begin(), facts.end(),
+                                 [&](const auto& each) { return each.first == name; });
+  return fact == facts.end() ? "none" : quote(fact->second);
+}
+
 }  // namespace
 
 TrainerCore::TrainerCore(TrainerParts parts)
@@ -159,7 +172,8 @@ Result<StepMetrics> TrainerCore::take_step(const Batch& batch, bool commit,
     input.commit = commit;
     first = memory_.empty() || memory_.back().stage != "step";
   }
-  Result<StepResult> result = run_step(batch, input, step_limits(limits));
+  Result<StepResult> result =
+      during(fmt::format("step {}", input.step), run_step(batch, input, step_limits(limits)));
   if (!result) return std::move(result).error();
   if (result->counted == 0 && leads()) {
     log().warning(
@@ -270,18 +284,21 @@ Status TrainerCore::agree_on_facts(Result<Facts> mine, const CallLimits& limits)
               checkpoint::agree(group(), encoded(), limits.deadline));
   for (size_t rank = 1; rank < all.size(); ++rank) {
     if (all[rank] == all[0]) continue;
-    AMXT_ASSIGN(const Json first, parse_json(all[0]));
-    AMXT_ASSIGN(const Json other, parse_json(all[rank]));
-    size_t at = 0;
-    while (at < std::min(first.size(), other.size()) && first[at] == other[at]) ++at;
-    const bool both = at < std::min(first.size(), other.size());
-    return Error(Code::kMismatch,
-                 both ? fmt::format("ranks disagree on {}: rank 0 has {}, rank {} has {}",
-                                    first[at][0].get<std::string>(),
-                                    quote(first[at][1].get<std::string>()), rank,
-                                    quote(other[at][1].get<std::string>()))
-                      : fmt::format("ranks 0 and {} disagree on their run", rank))
-        .with_rank(static_cast<int32_t>(rank));
+    AMXT_ASSIGN(const Facts first, facts_from(all[0]));
+    AMXT_ASSIGN(const Facts other, facts_from(all[rank]));
+    // What only one of them has is a difference too.
+    std::vector<std::string> names;
+    for (const Facts* facts : {&first, &other}) {
+      for (const auto& [name, value] : *facts) names.push_back(name);
+    }
+    for (const std::string& name : names) {
+      const std::string ones = value_of(first, name), others = value_of(other, name);
+      if (ones == others) continue;
+      return Error(Code::kMismatch,
+                   fmt::format("ranks disagree on {}: rank 0 has {}, rank {} has {}", name, ones,
+                               rank, others))
+          .with_rank(static_cast<int32_t>(rank));
+    }
   }
   return {};
 }

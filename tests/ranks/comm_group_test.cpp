@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "comm/group.h"
+#include "comm/rendezvous_entry.h"
 #include "comm/socket.h"
 #include "comm/tcp_store_client.h"
 #include "comm/tcp_store_server.h"
@@ -56,7 +57,7 @@ class CommGroup : public testing::Test {
   void expect_death_to_be_told(const std::string& what, int victim) {
     const auto ranks = start_world(what, 4, {{"VICTIM", std::to_string(victim)}});
     RankProcess& dead = *ranks[static_cast<size_t>(victim)];
-    const std::string name = fmt::format("rank {} (pid {}) died", victim, dead.pid());
+    const std::string message = name(victim, dead) + " died";
     const Deadline end = Deadline::after(2 * kSecond);
     dead.kill_and_wait();
     for (RankProcess* rank : ranks) {
@@ -64,8 +65,12 @@ class CommGroup : public testing::Test {
       const auto failure = rank->expect_error(end.left_ns());
       EXPECT_EQ(failure.code, Code::kCommPeerLost);
       EXPECT_EQ(failure.rank, victim);
-      EXPECT_EQ(failure.message, name);
+      EXPECT_EQ(failure.message, message);
     }
+  }
+
+  static std::string name(int rank, const RankProcess& process) {
+    return fmt::format("rank {} (pid {} on host {})", rank, process.pid(), host_name());
   }
 
   const std::string host_ = own_loopback();
@@ -96,12 +101,11 @@ TEST_F(CommGroup, ADeathIsToldEvenIfAChildOfTheDeadLives) {
 
 TEST_F(CommGroup, AReasonIsToldInsteadOfADeath) {
   const auto ranks = start_world("abort", 4, {{"VICTIM", "1"}});
-  const std::string name =
-      fmt::format("rank 1 (pid {}) gave up: the disk is full", ranks[1]->pid());
+  const std::string message = name(1, *ranks[1]) + " gave up: the disk is full";
   for (const int rank : {0, 2, 3}) {
     const auto failure = ranks[static_cast<size_t>(rank)]->expect_error(2 * kSecond);
     EXPECT_EQ(failure.code, Code::kCommAborted);
-    EXPECT_EQ(failure.message, name);
+    EXPECT_EQ(failure.message, message);
   }
 }
 
@@ -109,13 +113,12 @@ TEST_F(CommGroup, AStoppedRankIsNamedAtTheDeadlineAndHearsItAfterwards) {
   const auto ranks = start_world("barriers", 3, {{"WAIT_MS", "1000"}});
   for (RankProcess* rank : ranks) rank->expect("passed");
   ranks[1]->signal(SIGSTOP);
-  const std::string name =
-      fmt::format("rank 1 (pid {}) did not arrive at a barrier", ranks[1]->pid());
+  const std::string message = name(1, *ranks[1]) + " did not arrive at a barrier";
   for (const size_t rank : {size_t{0}, size_t{2}}) {
     const auto failure = ranks[rank]->expect_error(4 * kSecond);
     EXPECT_EQ(failure.code, Code::kCommTimeout);
     EXPECT_EQ(failure.rank, 1);
-    EXPECT_THAT(failure.message, HasSubstr(name));
+    EXPECT_THAT(failure.message, HasSubstr(message));
   }
   ranks[1]->signal(SIGCONT);
   EXPECT_EQ(ranks[1]->expect_error(2 * kSecond).code, Code::kCommTimeout);
@@ -140,12 +143,12 @@ TEST_F(CommGroup, ADeathWhileJoiningIsTold) {
   RankProcess& first = start("leave", 0, 3);
   RankProcess& second = start("leave", 1, 3);
   first.expect("log rank 0: met rank 1");
-  const std::string name = fmt::format("rank 1 (pid {}) died while joining", second.pid());
+  const std::string message = name(1, second) + " died while joining";
   second.kill_and_wait();
   const auto failure = first.expect_error(2 * kSecond);
   EXPECT_EQ(failure.code, Code::kCommPeerLost);
   EXPECT_EQ(failure.rank, 1);
-  EXPECT_EQ(failure.message, name);
+  EXPECT_EQ(failure.message, message);
 }
 
 TEST_F(CommGroup, TheDeathOfRankZeroWhileJoiningIsTold) {
@@ -183,7 +186,8 @@ TEST_F(CommGroup, ARankStartedTwiceIsNamedWithBothProcesses) {
     EXPECT_EQ(failure.code, Code::kMismatch);
     EXPECT_EQ(failure.rank, 1);
     EXPECT_EQ(failure.message,
-              fmt::format("rank 1 is there twice: pids {} and {}", std::min(one.pid(), other.pid()),
+              fmt::format("rank 1 is there twice: pid {1} on host {0} and pid {2} on host {0}",
+                          host_name(), std::min(one.pid(), other.pid()),
                           std::max(one.pid(), other.pid())));
   }
 }
@@ -198,7 +202,8 @@ TEST_F(CommGroup, RankZeroStartedTwiceIsNamedWithBothProcesses) {
     EXPECT_EQ(failure.code, Code::kMismatch);
     EXPECT_EQ(failure.rank, 0);
     EXPECT_EQ(failure.message,
-              fmt::format("rank 0 is there twice: pids {} and {}", std::min(one.pid(), other.pid()),
+              fmt::format("rank 0 is there twice: pid {1} on host {0} and pid {2} on host {0}",
+                          host_name(), std::min(one.pid(), other.pid()),
                           std::max(one.pid(), other.pid())));
   }
 }
@@ -209,10 +214,8 @@ TEST_F(CommGroup, DifferentWorldSizesAreNamed) {
   for (RankProcess* rank : {&zero, &four}) {
     const auto failure = rank->expect_error();
     EXPECT_EQ(failure.code, Code::kMismatch);
-    EXPECT_EQ(
-        failure.message,
-        fmt::format("rank 0 (pid {}) was started with a world size of 4, rank 4 (pid {}) with 5",
-                    zero.pid(), four.pid()));
+    EXPECT_EQ(failure.message, fmt::format("{} was started with a world size of 4, {} with 5",
+                                           name(0, zero), name(4, four)));
   }
 }
 
@@ -223,8 +226,7 @@ TEST_F(CommGroup, TheSameLocalRankTwiceIsNamed) {
     const auto failure = rank->expect_error();
     EXPECT_EQ(failure.code, Code::kMismatch);
     EXPECT_EQ(failure.message,
-              fmt::format("rank 0 (pid {}) and rank 1 (pid {}) both have local rank 0", zero.pid(),
-                          one.pid()));
+              fmt::format("{} and {} both have local rank 0", name(0, zero), name(1, one)));
   }
 }
 

@@ -243,10 +243,27 @@ TEST_F(CommandLaunch, OptionsThatDifferAreNamed) {
   };
   differ({}, {"--weight-decay", "0.5"}, "--weight-decay");
   differ({"--micro-batch", "2"}, {}, "--micro-batch");
+  differ({"--keep-forward", "all"}, {}, "disagree on --keep-forward: rank 0 has \"all\"");
+  differ({"--wire-dtype", "float32"}, {}, "disagree on --wire-dtype");
+  differ({}, {"--prefetch-parameters", "7"}, "disagree on --prefetch-parameters");
+  differ({}, {"--seed", "7"}, "disagree on --seed: rank 0 has 42, rank 1 has 7");
+  differ({"--clip", "0.5"}, {}, "disagree on --clip");
+  differ({}, {"--accumulate", "2"}, "disagree on --accumulate");
   differ({"--compute-dtype", "float32"}, {}, "float32");
   differ({"--steps", "2"}, {"--steps", "3"}, "3");
   differ({"--steps", "2", "--save-steps", "1"}, {"--steps", "2"}, "checkpoints");
   differ({"--steps", "2"}, {"--steps", "2", "--no-save"}, "saving");
+}
+
+TEST_F(CommandLaunch, DataToEvaluateOnThatOneRankLacksIsNamed) {
+  const auto finished = ranks(2, [&](int rank) {
+    Arguments arguments = train_to("o", {"--steps", "1"});
+    if (rank == 1) arguments.insert(arguments.end(), {"--eval-data", data_});
+    return arguments;
+  });
+  for (const Finished& rank : finished) {
+    expect_error(rank, 1, {"disagree on the data to evaluate on: rank 0 has none, rank 1 has '"});
+  }
 }
 
 TEST_F(CommandLaunch, DataThatDiffersIsNamed) {
@@ -398,7 +415,10 @@ TEST_F(CommandLaunch, AKilledRankEndsAllInTwoSecondsAndIsNamed) {
     EXPECT_EQ(finished.code, 128 + SIGKILL) << finished;
     EXPECT_THAT(finished.err,
                 HasSubstr(fmt::format("error: rank {} was ended by signal 9", victim)));
-    EXPECT_THAT(finished.err, HasSubstr(fmt::format("rank {} (pid {}) died", victim, dead)));
+    EXPECT_THAT(
+        finished.err,
+        ContainsRegex(fmt::format(
+            "during (step [0-9]+|save): rank {} \\(pid {} on host [^ )]+\\) died", victim, dead)));
     for (const pid_t child : children) EXPECT_FALSE(is_running(child));
     expect_whole(output);
     EXPECT_EQ(names_in(path(output)).count("final"), 0u);

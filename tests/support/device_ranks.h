@@ -138,6 +138,7 @@ class ByWayOfGpu final : public comm::Collectives {
     return finish(buffer, data, limits);
   }
   Status barrier(const Limits& limits) override { return inner_->barrier(limits); }
+  void give_up(Error why) override { inner_->give_up(std::move(why)); }
   Result<std::unique_ptr<comm::Collectives>> split(int color, int key,
                                                    const Limits& limits) override {
     AMXT_ASSIGN(auto part, inner_->split(color, key, limits));

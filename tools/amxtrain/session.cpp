@@ -76,14 +76,33 @@ constexpr OptionOfField kOptions[] = {
     {"bin_dtype", "--bin-dtype"},
     {"allow_unauthenticated_data", "--allow-unauthenticated-data"},
     {"memory_limit_bytes", "--memory-limit"},
-    {"node_memory_bytes", "--memory-limit"}};
+    {"node_memory_bytes", "--memory-limit"},
+    {"wire_dtype", "--wire-dtype"},
+    {"prefetch_parameters", "--prefetch-parameters"},
+    {"live_parameters", "--live-parameters"}};
+// Fields whose names are words of other messages, too.
+constexpr std::string_view kDisagreement = "ranks disagree on ";
+constexpr OptionOfField kOptionsThatDiffer[] = {
+    {"keep", "--keep-forward"}, {"accumulate", "--accumulate"},
+    {"wave", "--wave"},         {"seed", "--seed"},
+    {"clip", "--clip"},         {"schedule", "--schedule"},
+    {"decay", "--decay"},       {"nonfinite", "--nonfinite"},
+    {"beta1", "--beta1"},       {"beta2", "--beta2"},
+    {"epsilon", "--epsilon"},   {"mode", "--mode"},
+    {"steps", "--steps"},       {"epochs", "--epochs"}};
 
 bool is_word(char c) {
   return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
          c == '-' || c == '.';
 }
 
-std::string_view option_of(std::string_view word) {
+// `before`: what the message says before the word.
+std::string_view option_of(std::string_view word, std::string_view before) {
+  if (before.ends_with(kDisagreement)) {
+    for (const OptionOfField& each : kOptionsThatDiffer) {
+      if (each.field == word) return each.option;
+    }
+  }
   const size_t dot = word.starts_with("amxt_") ? word.find('.') : std::string_view::npos;
   const std::string_view field = dot != std::string_view::npos ? word.substr(dot + 1) : word;
   for (const OptionOfField& each : kOptions) {
@@ -199,7 +218,7 @@ std::string in_options(std::string_view message) {
       text += message[at++];
       continue;
     }
-    text += option_of(message.substr(at, end - at));
+    text += option_of(message.substr(at, end - at), message.substr(0, at));
     at = end;
   }
   return text;

@@ -449,6 +449,39 @@ TEST_P(CollectivesTest, KeepsNaNsAndInfinities) {
   });
 }
 
+TEST_P(CollectivesTest, SumsOfHalvesPassTheirRangeAndAreRoundedOnce) {
+  if (GetParam().on_gpus && test::real_nccl()) return;  // it adds them in its own way
+  // Columns: what each rank gives, whose pairs pass 65504, cancel out, or differ by their last bit if they are rounded.
+  constexpr float kGiven[4][4] = {{60000, 60000, 60000, 2048},
+                                  {60000, 60000, -60000, 1},
+                                  {60000, -60000, -60000, 1},
+                                  {60000, -60000, 60000, 1}};
+  const uint16_t sums[] = {0x7C00, 0, 0, to_f16(2052)};  // 2051 lies between 2050 and 2052
+  const uint16_t averages[] = {to_f16(60000), 0, 0, to_f16(513)};
+  GetParam().run(4, [&](Collectives& all) {
+    for (const ReduceOp op : {ReduceOp::kSum, ReduceOp::kAvg}) {
+      const uint16_t* const expected = op == ReduceOp::kSum ? sums : averages;
+      for (const size_t part : {size_t{3}, size_t{150'001}}) {  // of a rank
+        std::vector<uint16_t> given(4 * part), wanted(4 * part), got(4 * part, 0xEEEE);
+        for (size_t i = 0; i < given.size(); ++i) {
+          given[i] = to_f16(kGiven[all.rank()][i % 4]);
+          wanted[i] = expected[i % 4];
+        }
+        const std::vector<int64_t> counts(4, static_cast<int64_t>(part));
+        ASSERT_DONE(all.reduce_scatter(given.data(), got.data(), counts, DType::kF16, op, soon()));
+        const size_t begin = part * static_cast<size_t>(all.rank());
+        for (size_t i = 0; i < part; ++i)
+          ASSERT_EQ(got[i], wanted[begin + i]) << reduce_op_name(op) << " " << part << " " << i;
+        ASSERT_EQ(got[part], 0xEEEE) << "no more than its part";
+        ASSERT_DONE(all.all_reduce(given.data(), given.data(), static_cast<int64_t>(given.size()),
+                                   DType::kF16, op, soon()));
+        for (size_t i = 0; i < given.size(); ++i)
+          ASSERT_EQ(given[i], wanted[i]) << reduce_op_name(op) << " " << part << " " << i;
+      }
+    }
+  });
+}
+
 TEST_P(CollectivesTest, AveragesOfIntegersRoundTowardsZeroAndDoNotWrap) {
   if (GetParam().on_gpus) return;  // a GPU adds integers in their own width
   GetParam().run(4, [&](Collectives& all) {

@@ -77,6 +77,15 @@ TEST(Launch, AMasterAddressWithoutRanksIsNoLaunch) {
   EXPECT_EQ(found({}, {{"MASTER_ADDR", "10.0.0.1"}, {"MASTER_PORT", "29500"}}).source, "alone");
 }
 
+TEST(Launch, HalfAMasterAddressWithoutRanksIsRefused) {
+  EXPECT_THAT(refused({{"MASTER_ADDR", "10.0.0.1"}}).message,
+              AllOf(HasSubstr("MASTER_ADDR is set and MASTER_PORT is unset"),
+                    HasSubstr("RANK unset"), HasSubstr("MASTER_ADDR='10.0.0.1'")));
+  EXPECT_THAT(refused({{"MASTER_PORT", "29500"}}).message,
+              AllOf(HasSubstr("MASTER_PORT is set and MASTER_ADDR is unset"),
+                    HasSubstr("MASTER_PORT='29500'")));
+}
+
 TEST(Launch, TorchrunsVariablesAreTaken) {
   const LaunchInfo info = found({}, torchrun(2, 4));
   EXPECT_EQ(info.rank, 2);
@@ -133,6 +142,8 @@ TEST(Launch, SeveralRanksNeedAnAddressAndAPort) {
   variables = torchrun(0, 2);
   variables.erase("MASTER_PORT");
   EXPECT_THAT(refused(variables).message, HasSubstr("MASTER_PORT is unset"));
+  variables.erase("MASTER_ADDR");
+  EXPECT_THAT(refused(variables).message, HasSubstr("MASTER_ADDR and MASTER_PORT are unset"));
 }
 
 TEST(Launch, ARankOutsideTheWorldIsRefused) {
@@ -509,6 +520,17 @@ TEST(Launch, ANodesOptionsOfTorchrunAreNoRank) {
       found({}, {{"PET_NNODES", "1"}, {"PET_NPROC_PER_NODE", "4"}, {"PET_NODE_RANK", "0"}});
   EXPECT_EQ(info.source, "alone");
   EXPECT_THAT(info.notes, Contains(HasSubstr("torchrun makes ranks of them")));
+}
+
+TEST(Launch, APodOfSeveralThatTorchrunDoesNotStartIsRefused) {
+  Variables pod = {{"PET_NNODES", "2"}, {"PET_NPROC_PER_NODE", "4"}, {"PET_NODE_RANK", "0"}};
+  EXPECT_THAT(refused(pod).message,
+              AllOf(HasSubstr("PET_NNODES='2' is a job of several pods"),
+                    HasSubstr("PET_NPROC_PER_NODE is not 1"), HasSubstr("torchrun")));
+  pod["PET_NPROC_PER_NODE"] = "auto";
+  EXPECT_THAT(refused(pod).message, HasSubstr("PET_NNODES='2'"));
+  EXPECT_EQ(found({}, pod + torchrun(0, 2)).launcher, "RANK family");
+  EXPECT_EQ(found({}, {{"PET_NNODES", "2"}, {"PET_NPROC_PER_NODE", "1"}}).source, "alone");
 }
 
 TEST(Launch, AJobOnOneNodeMeetsOnLoopbackAtThePortOfItsId) {

@@ -310,6 +310,24 @@ TEST(Convert, EveryHalfHasTheBitsOfTheReference) {
     convert_f16(65536 - skip, from.data() + skip, to.data());
     convert_f16_ref(65536 - skip, from.data() + skip, expected.data());
     ASSERT_TRUE(same_bits(to, expected));
+    // And back: each its own, a NaN a quiet one.
+    std::vector<uint16_t> back(to.size() + 1, 0xEEEE);
+    convert_f16(65536 - skip, to.data(), back.data());
+    for (size_t i = 0; i < to.size(); ++i) {
+      const uint16_t half = from[i + static_cast<size_t>(skip)];
+      ASSERT_EQ(back[i], std::isnan(to[i]) ? half | 0x0200 : half);
+    }
+    EXPECT_EQ(back.back(), 0xEEEE);
+  }
+  for (const int at : {0, 8}) {  // in a whole vector, at the end
+    float given[9] = {};
+    uint16_t rounded[9];
+    for (const auto& [value, half] : std::initializer_list<std::pair<float, uint16_t>>{
+             {2049.0f, 0x6800}, {2051.0f, 0x6802}, {65519.0f, 0x7BFF}, {65520.0f, 0x7C00}}) {
+      given[at] = value;
+      convert_f16(9, given, rounded);
+      EXPECT_EQ(rounded[at], half) << value;
+    }
   }
   float known[5];
   const uint16_t halves[5] = {0x3C00, 0xC000, 0x0001, 0x7BFF, 0xFC00};

@@ -468,6 +468,10 @@ TEST_F(RunTest, OfRanksThatDisagreeNamesWhatAndWho) {
     run.eval_steps = 1;
     run.eval_data = other ? &elsewhere : &data_;
     refuse(data_, run, "the data to evaluate on");
+    run.eval_data = other ? &data_ : nullptr;
+    refuse(data_, run, "the data to evaluate on: rank 0 has none, rank 2 has '");
+    run.eval_data = other ? nullptr : &data_;
+    refuse(data_, run, "the data to evaluate on: rank 0 has '");
     EXPECT_EQ(job->state().step, 0);
   });
 }
