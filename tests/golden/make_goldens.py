@@ -45,6 +45,11 @@ CASES = {
                                 rope_parameters=dict(rope_type="default", rope_theta=100000.0)), dtype=torch.float16, spelling=4),
     "odd": case(LlamaConfig(**SMALL | dict(hidden_size=80, intermediate_size=176, num_hidden_layers=1, num_attention_heads=5,
                                            vocab_size=301, tie_word_embeddings=True)), length=61),
+    # All sides but the vocabulary are multiples of 32, as in real models.
+    "even_llama": case(LlamaConfig(**SMALL | dict(hidden_size=64, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
+                                                  tie_word_embeddings=True), attention_bias=True, mlp_bias=True), length=61, packed=True),
+    "even_qwen3": case(Qwen3Config(**SMALL | dict(hidden_size=96, intermediate_size=160, num_attention_heads=3, rms_norm_eps=1e-6),
+                                   head_dim=32, use_sliding_window=False), length=64),
 }
 
 

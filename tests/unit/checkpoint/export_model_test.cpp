@@ -44,13 +44,14 @@ Status export_to(const std::string& directory, const std::string& source,
 }
 
 template <typename E>
-void expect_round_trip(int world, bool tied, int64_t shard_bytes, size_t shards) {
+void expect_round_trip(int world, bool tied, int64_t shard_bytes, size_t shards, int hidden = 80) {
   SCOPED_TRACE(testing::Message() << "world " << world << ", " << sizeof(E) << " bytes, tied "
-                                  << tied);
+                                  << tied << ", hidden " << hidden);
   TemporaryFolder folder;
   ASSERT_GOOD(make_directories(folder / "source"));
-  const model::ModelConfig& config = small_model_config(tied);
-  const store::Layout layout(config, world);
+  const model::ModelConfig& config = small_model_config(tied, hidden);
+  const auto order = store::Layout::order_for(config, sizeof(E) == 2);
+  const store::Layout layout(config, world, order);
   std::vector<E> weights(static_cast<size_t>(layout.shared_elements()));
   run_ranks(world, [&](comm::Group& group) {
     auto parameters = store::Parameters<E>::create(&layout, &group, {}, Deadline::never());
@@ -78,7 +79,7 @@ void expect_round_trip(int world, bool tied, int64_t shard_bytes, size_t shards)
   EXPECT_THAT(*text,
               HasSubstr(sizeof(E) == 2 ? "\"dtype\": \"bfloat16\"" : "\"dtype\": \"float32\""));
   // Loaded again by another number of ranks, each compute weight has its bits.
-  const store::Layout again(config, 2);
+  const store::Layout again(config, 2, order);
   run_ranks(2, [&](comm::Group& group) {
     auto parameters = store::Parameters<E>::create(&again, &group, {}, Deadline::never());
     ASSERT_GOOD(parameters);
@@ -87,7 +88,8 @@ void expect_round_trip(int world, bool tied, int64_t shard_bytes, size_t shards)
       const auto index = static_cast<int64_t>(tensor);
       EXPECT_EQ(
           std::memcmp((*parameters)->tensor(index), weights.data() + layout.shared_offset(index),
-                      static_cast<size_t>(layout.specs()[tensor].elements()) * sizeof(E)),
+                      static_cast<size_t>(layout.stored_elements(index, layout.spec(index).rows)) *
+                          sizeof(E)),
           0)
           << layout.specs()[tensor].name;
     }
@@ -100,6 +102,8 @@ TEST(ExportModel, what_is_loaded_again_has_the_same_bits) {
   expect_round_trip<bf16>(3, true, 5'000'000'000, 1);
   expect_round_trip<bf16>(2, false, 150'000, 3);
   expect_round_trip<float>(4, true, 5'000'000'000, 1);
+  expect_round_trip<bf16>(3, true, 5'000'000'000, 1, 96);
+  expect_round_trip<bf16>(1, false, 150'000, 3, 96);
   expect_round_trip<bf16>(7, false, 1, small_model_config().layers * 9 + 3);
 }
 

@@ -34,15 +34,17 @@ void expect_masters(const store::Parameters<E>& parameters, const Values& expect
 }
 
 template <typename E>
-void load_and_compare(DType dtype, int world, bool tied, bool sharded) {
+void load_and_compare(DType dtype, int world, bool tied, bool sharded, int hidden = 80) {
   SCOPED_TRACE(testing::Message() << dtype_name(dtype) << " to " << sizeof(E) << " bytes, world "
-                                  << world);
+                                  << world << ", hidden " << hidden);
   TemporaryFolder folder;
-  const Values expected =
-      write_small_model(folder.path(), dtype, tied, 7u + static_cast<unsigned>(world), sharded);
+  const Values expected = write_small_model(folder.path(), dtype, tied,
+                                            7u + static_cast<unsigned>(world), sharded, hidden);
   const auto model = model::ModelDirectory::open(folder.path());
   ASSERT_GOOD(model);
-  const store::Layout layout(model->config(), world);
+  const store::Layout layout(model->config(), world,
+                             store::Layout::order_for(model->config(), sizeof(E) == 2));
+  EXPECT_EQ(layout.order() == store::Layout::Order::kBlocked, sizeof(E) == 2 && hidden == 96);
   run_ranks(world, [&](comm::Group& group) {
     typename store::Parameters<E>::Options options;
     auto parameters = store::Parameters<E>::create(&layout, &group, options, Deadline::never());
@@ -52,15 +54,21 @@ void load_and_compare(DType dtype, int world, bool tied, bool sharded) {
     // The compute weights of all ranks' rows can be read here: each is its master, rounded half up in magnitude.
     for (size_t tensor = 0; tensor < layout.specs().size(); ++tensor) {
       const std::vector<float>& values = expected.at(layout.specs()[tensor].name);
-      const E* weights = (*parameters)->tensor(static_cast<int64_t>(tensor));
+      const auto index = static_cast<int64_t>(tensor);
+      const E* const weights = (*parameters)->tensor(index);
+      const int64_t columns = layout.spec(index).columns;
       for (size_t i = 0; i < values.size(); ++i) {
+        const auto element = static_cast<int64_t>(i);
+        const E weight =
+            weights[layout.locate(index, element / columns, element % columns).shared_offset -
+                    layout.shared_offset(index)];
         if constexpr (sizeof(E) == 4) {
-          ASSERT_EQ(weights[i], values[i]);
+          ASSERT_EQ(weight, values[i]);
         } else {
           bf16 high{};
           uint16_t low = 0;
           kernels::split_master(values[i], &high, &low);
-          ASSERT_EQ(weights[i].bits, high.bits) << layout.specs()[tensor].name << " element " << i;
+          ASSERT_EQ(weight.bits, high.bits) << layout.specs()[tensor].name << " element " << i;
         }
       }
     }
@@ -70,7 +78,10 @@ void load_and_compare(DType dtype, int world, bool tied, bool sharded) {
 
 TEST(LoadModel, every_source_type_arrives_in_bf16_with_its_low_bits) {
   for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
-    for (const int world : {1, 2, 3}) load_and_compare<bf16>(dtype, world, world != 2, world == 2);
+    for (const int world : {1, 2, 3}) {
+      for (const int hidden : {80, 96})
+        load_and_compare<bf16>(dtype, world, world != 2, world == 2, hidden);
+    }
   }
 }
 

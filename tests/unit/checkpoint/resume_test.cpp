@@ -131,6 +131,35 @@ void expect_resume_error(const std::string& path, int world, Code code,
   EXPECT_EQ(messages.size(), 1u) << testing::PrintToString(messages);
 }
 
+// Files know nothing of the order in memory.
+TEST(Resume, a_state_goes_from_one_order_of_weights_to_the_other_bit_for_bit) {
+  using Order = store::Layout::Order;
+  for (const bool tied : {false, true}) {
+    const model::ModelConfig& config = small_model_config(tied, 96);
+    for (const auto& [from, to] : {std::pair(Order::kRowMajor, Order::kBlocked),
+                                   {Order::kBlocked, Order::kRowMajor},
+                                   {Order::kBlocked, Order::kBlocked}}) {
+      TemporaryFolder output;
+      with_parameters<bf16>(
+          store::Layout(config, 3, from), [&](comm::Group& group, store::Parameters<bf16>& state) {
+            fill_state(state, 11);
+            EXPECT_EQ(differing_elements(state, 11), 0);
+            ASSERT_GOOD(save(output.path(), some_training(5), config, state, small_chunks(), group,
+                             {}, Deadline::never(), nullptr));
+          });
+      with_parameters<bf16>(
+          store::Layout(config, 2, to), [&](comm::Group& group, store::Parameters<bf16>& state) {
+            const auto manifest = open_checkpoint(output.path(), group, Deadline::never());
+            ASSERT_GOOD(manifest);
+            ASSERT_GOOD(restore(*manifest, Restore::kState, config, state, group, {},
+                                Deadline::never(), nullptr));
+            EXPECT_EQ(differing_elements(state, 11), 0);
+            EXPECT_GT(differing_elements(state, 12), 0);
+          });
+    }
+  }
+}
+
 TEST(Resume, another_models_checkpoint_is_refused_by_the_field_that_differs) {
   TemporaryFolder output;
   save_filled<bf16>(output.path(), 1, 1, 1);

@@ -45,13 +45,17 @@ class TemporaryFolder {
     EXPECT_TRUE(good_result.ok()) << good_result.error().message(); \
   } while (false)
 
+// hidden 96: with sides that are multiples of 32, so that bf16 weights are in the blocked order.
 inline const char* small_config(bool tied, int hidden = 80) {
   static std::string text;
+  const bool even = hidden == 96;
   text =
       std::string(
           R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 301, "hidden_size": )") +
-      std::to_string(hidden) +
-      R"(, "intermediate_size": 176, "num_hidden_layers": 2, "num_attention_heads": 5, "num_key_value_heads": 1, "head_dim": 16,)"
+      std::to_string(hidden) + R"(, "intermediate_size": )" + (even ? "160" : "176") +
+      R"(, "num_hidden_layers": 2, "num_attention_heads": )" + (even ? "6" : "5") +
+      R"(, "num_key_value_heads": )" + (even ? "2" : "1") +
+      R"(, "head_dim": 16,)"
       R"( "max_position_embeddings": 128, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "attention_bias": false, "mlp_bias": false,)"
       R"( "dtype": "float16", "tie_word_embeddings": )" +
       (tied ? "true}" : "false}");
@@ -63,9 +67,10 @@ using Values = std::map<std::string, std::vector<float>>;
 
 // Writes config.json and model.safetensors with random weights in `dtype` (two shards and an index when asked).
 inline Values write_small_model(const std::string& directory, DType dtype, bool tied, unsigned seed,
-                                bool sharded = false) {
+                                bool sharded = false, int hidden = 80) {
   EXPECT_GOOD(make_directories(directory));
-  EXPECT_GOOD(write_text_file_atomically(join_path(directory, "config.json"), small_config(tied)));
+  EXPECT_GOOD(
+      write_text_file_atomically(join_path(directory, "config.json"), small_config(tied, hidden)));
   const auto config = model::read_config(directory);
   EXPECT_GOOD(config);
   std::mt19937 random(seed);

@@ -18,14 +18,16 @@
 
 namespace amxt::checkpoint {
 
-inline const model::ModelConfig& small_model_config(bool tied = false) {
-  static const auto make = [](bool with_tie) {
-    auto config = model::parse_config(small_config(with_tie), "config.json");
+inline const model::ModelConfig& small_model_config(bool tied = false, int hidden = 80) {
+  static const auto make = [](bool with_tie, int of) {
+    auto config = model::parse_config(small_config(with_tie, of), "config.json");
     EXPECT_GOOD(config);
     return std::move(*config);
   };
-  static const model::ModelConfig untied_config = make(false), tied_config = make(true);
-  return tied ? tied_config : untied_config;
+  static const model::ModelConfig untied = make(false, 80), with_tie = make(true, 80),
+                                  even_untied = make(false, 96), even_with_tie = make(true, 96);
+  if (hidden == 96) return tied ? even_with_tie : even_untied;
+  return tied ? with_tie : untied;
 }
 
 // Any bits but those of NaN: what a master or a moment of (salt, kind, tensor, element) is.
@@ -94,18 +96,23 @@ inline TrainingState some_training(int64_t step) {
   return training;
 }
 
-// body(group, parameters) on a thread for each rank; the layout is of the small model.
+// body(group, parameters) on a thread for each rank.
 template <typename E>
-void with_parameters(int world,
-                     const std::function<void(comm::Group&, store::Parameters<E>&)>& body,
-                     bool tied = false) {
-  const store::Layout layout(small_model_config(tied), world);
-  run_ranks(world, [&](comm::Group& group) {
+void with_parameters(const store::Layout& layout,
+                     const std::function<void(comm::Group&, store::Parameters<E>&)>& body) {
+  run_ranks(layout.owners(), [&](comm::Group& group) {
     auto parameters = store::Parameters<E>::create(&layout, &group, {}, Deadline::never());
     ASSERT_GOOD(parameters);
     body(group, **parameters);
     ASSERT_GOOD(group.barrier(Deadline::never()));  // the weights are shared
   });
+}
+// The layout is of the small model.
+template <typename E>
+void with_parameters(int world,
+                     const std::function<void(comm::Group&, store::Parameters<E>&)>& body,
+                     bool tied = false) {
+  with_parameters<E>(store::Layout(small_model_config(tied), world), body);
 }
 
 // Chunks of a dozen rows, so that parts have several.

@@ -54,6 +54,27 @@ TYPED_TEST(BlockedLayoutOf, RowsGoThereAndBackWithZerosAround) {
   }
 }
 
+TYPED_TEST(BlockedLayoutOf, ARowGoesThereAndBackAlone) {
+  using E = TypeParam;
+  Random random(fresh_seed());
+  SCOPED_TRACE(random.name());
+  for (const int64_t columns : {1, 31, 32, 64, 100, 960}) {
+    const BlockedShape shape{40, columns};
+    const Rows<E> rows(shape.rows, columns, 0, random);
+    std::vector<E> blocked(static_cast<size_t>(shape.elements())), other(blocked.size());
+    to_blocked(shape, rows.begin(), rows.ld, blocked.data());
+    for (int64_t row = 0; row < shape.rows; ++row) {
+      row_to_blocked(columns, rows.begin() + row * rows.ld, other.data() + shape.offset(row, 0));
+      std::vector<E> back(static_cast<size_t>(columns));
+      row_from_blocked(columns, blocked.data() + shape.offset(row, 0), back.data());
+      for (int64_t column = 0; column < columns; ++column)
+        ASSERT_EQ(to_float(back[static_cast<size_t>(column)]), rows.value(row, column));
+    }
+    for (size_t i = 0; i < blocked.size(); ++i)
+      ASSERT_EQ(to_float(other[i]), to_float(blocked[i])) << columns << " columns, place " << i;
+  }
+}
+
 // What lets owners keep the offsets that they have in row-major order.
 TEST(BlockedLayout, ARangeOfPanelsIsAMatrixOfItsOwn) {
   Random random(fresh_seed());

@@ -17,9 +17,9 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::StartsWith;
 
-constexpr const char* kNames[] = {"llama2",         "llama3_1",     "llama3_2", "llama_bias",
-                                  "llama_head_dim", "llama_linear", "mistral",  "odd",
-                                  "qwen2",          "qwen3",        "smollm2"};
+constexpr const char* kNames[] = {
+    "llama2", "llama3_1",   "llama3_2",   "llama_bias", "llama_head_dim", "llama_linear", "mistral",
+    "odd",    "even_llama", "even_qwen3", "qwen2",      "qwen3",          "smollm2"};
 constexpr const char* kFirst = "model-00001-of-00002.safetensors";
 constexpr const char* kSecond = "model-00002-of-00002.safetensors";
 constexpr const char* kIndex = "model.safetensors.index.json";

@@ -24,11 +24,29 @@ model::ModelConfig small_config() {
   return std::move(*config);
 }
 
-// body(parameters, pool, rank) on a thread for each of `world` ranks.
+// The smallest whose bf16 weights are in the blocked order; tied, so that the vocabulary's short panel is too.
+model::ModelConfig even_config() {
+  auto config = small_config();
+  config.hidden_size = 64;
+  config.intermediate_size = 96;
+  config.heads = 2;
+  config.head_dim = 32;
+  config.tie_word_embeddings = true;
+  return config;
+}
+
 template <typename E>
-void with_parameters(int world, DType gradients,
+std::vector<Layout> layouts(int world) {
+  std::vector<Layout> all{Layout(small_config(), world)};
+  if (sizeof(E) == 2) all.emplace_back(even_config(), world, Layout::Order::kBlocked);
+  return all;
+}
+
+// body(parameters, pool, rank) on a thread for each of `world` ranks, for each order of weights.
+template <typename E>
+void with_parameters(const Layout& layout, DType gradients,
                      const std::function<void(Parameters<E>&, ThreadPool&, int)>& body) {
-  const Layout layout(small_config(), world);
+  const int world = layout.owners();
   test::ThreadGroups groups(world);
   groups.run([&](comm::Group& group) {
     auto pool = ThreadPool::create({.threads = 2, .cpus = {}, .spin_us = 0});
@@ -40,6 +58,15 @@ void with_parameters(int world, DType gradients,
     body(**parameters, **pool, group.rank());
     ASSERT_TRUE(group.barrier(Deadline::never()).ok());
   });
+}
+
+template <typename E>
+void with_parameters(int world, DType gradients,
+                     const std::function<void(Parameters<E>&, ThreadPool&, int)>& body) {
+  for (const Layout& layout : layouts<E>(world)) {
+    SCOPED_TRACE(layout.order() == Layout::Order::kBlocked ? "blocked" : "row-major");
+    with_parameters<E>(layout, gradients, body);
+  }
 }
 
 int64_t columns_of(const Layout& layout, const OwnedRange& range) {
@@ -101,26 +128,28 @@ TEST(Parameters, AComputeWeightIsItsMasterRounded) {
 }
 
 template <typename E>
-void expect_squares_by_panel(DType gradients) {
-  const int world = 3;
-  const Layout layout(small_config(), world);
+void expect_squares_by_panel(const Layout& layout, DType gradients) {
   std::vector<double> sums(static_cast<size_t>(layout.panels()), -1), expected(sums);
-  with_parameters<E>(world, gradients, [&](Parameters<E>& p, ThreadPool& pool, int rank) {
+  with_parameters<E>(layout, gradients, [&](Parameters<E>& p, ThreadPool& pool, int rank) {
     for (const OwnedRange& range : p.layout().ranges(rank, -1)) {
       const int64_t columns = columns_of(p.layout(), range);
       const std::vector<float> values = random_values(range.rows() * columns, 4);
-      for (int64_t i = 0; i < range.rows() * columns; ++i) {
-        const float value = values[static_cast<size_t>(i)];
-        const auto panel =
-            static_cast<size_t>(layout.panel(range.tensor, range.row_begin + i / columns));
-        if (i % (kPanelRows * columns) == 0) expected[panel] = 0;
-        if (p.gradients_are_bf16()) {
-          p.gradient_bf16(range)[i] = to_bf16(value);
-          expected[panel] += std::pow(static_cast<double>(to_float(to_bf16(value))), 2);
-        } else {
-          p.gradient_float(range)[i] = value;
-          expected[panel] += std::pow(static_cast<double>(value), 2);
+      for (int64_t row = range.row_begin; row < range.row_end; ++row) {
+        const float* from = values.data() + (row - range.row_begin) * columns;
+        p.write_gradient(range, row, from);
+        const auto panel = static_cast<size_t>(layout.panel(range.tensor, row));
+        if (row % kPanelRows == 0) expected[panel] = 0;
+        for (int64_t i = 0; i < columns; ++i) {
+          const float kept = p.gradients_are_bf16() ? to_float(to_bf16(from[i])) : from[i];
+          expected[panel] += std::pow(static_cast<double>(kept), 2);
         }
+      }
+      std::vector<float> read(static_cast<size_t>(columns));
+      p.read_gradient(range, range.row_end - 1, read.data());
+      for (int64_t i = 0; i < columns; ++i) {
+        const float given = values[values.size() - static_cast<size_t>(columns - i)];
+        ASSERT_EQ(read[static_cast<size_t>(i)],
+                  p.gradients_are_bf16() ? to_float(to_bf16(given)) : given);
       }
     }
     EXPECT_EQ(p.gradient_squares(pool, (*cpu_isa())->chosen, sums.data()), -1);
@@ -130,9 +159,12 @@ void expect_squares_by_panel(DType gradients) {
 }
 
 TEST(Parameters, SquaresOfGradientsAreSummedByPanel) {
-  expect_squares_by_panel<float>(DType::kF32);
-  expect_squares_by_panel<bf16>(DType::kF32);
-  expect_squares_by_panel<bf16>(DType::kBF16);
+  for (const Layout& layout : layouts<float>(3))
+    expect_squares_by_panel<float>(layout, DType::kF32);
+  for (const Layout& layout : layouts<bf16>(3)) {
+    expect_squares_by_panel<bf16>(layout, DType::kF32);
+    expect_squares_by_panel<bf16>(layout, DType::kBF16);
+  }
 }
 
 TEST(Parameters, TheFirstTensorWhoseGradientIsNotFiniteIsNamed) {

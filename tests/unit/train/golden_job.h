@@ -20,8 +20,8 @@ namespace amxt::test {
 
 inline const std::vector<std::string>& golden_names() {
   static const std::vector<std::string> names = {
-      "llama2",  "llama3_1", "llama3_2", "llama_linear", "llama_bias", "llama_head_dim",
-      "mistral", "qwen2",    "qwen3",    "smollm2",      "odd"};
+      "llama2", "llama3_1", "llama3_2", "llama_linear", "llama_bias", "llama_head_dim", "mistral",
+      "qwen2",  "qwen3",    "smollm2",  "odd",          "even_llama", "even_qwen3"};
   return names;
 }
 
@@ -100,10 +100,12 @@ template <typename E>
 class Job {
  public:
   Job(const std::string& directory, comm::Group& group, train::EffectiveOptions options,
-      int threads = 1, Isa isa = must(cpu_isa())->chosen)
+      int threads = 1, std::optional<store::Layout::Order> order = std::nullopt,
+      Isa isa = must(cpu_isa())->chosen)
       : directory_(must(model::ModelDirectory::open(directory))),
         options_(std::move(options)),
-        layout_(directory_.config(), group.size()) {
+        layout_(directory_.config(), group.size(),
+                order.value_or(store::Layout::order_for(directory_.config(), sizeof(E) == 2))) {
     options_.compute_type =
         sizeof(E) == 4 ? train::ComputeType::kFloat32 : train::ComputeType::kBFloat16;
     options_.world_size = group.size();
@@ -111,7 +113,7 @@ class Job {
     pool.threads = threads;
     pool.spin_us = 0;
     pool_ = must(ThreadPool::create(pool));
-    gemm_ = must(kernels::Gemm<E>::create(pool_.get(), isa));
+    gemm_ = must(kernels::Gemm<E>::create(pool_.get(), isa, layout_.order()));
     plan_ = must(train::make_plan(directory_.config(), options_, group.nodes(), threads));
     typename store::Parameters<E>::Options store;
     store.gradient_dtype = plan_.gradient_dtype;

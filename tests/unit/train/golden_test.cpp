@@ -97,12 +97,14 @@ TEST_P(GoldenTest, Bfloat16IsAsCloseToFloat32AsTorchsBfloat16) {
 INSTANTIATE_TEST_SUITE_P(Families, GoldenTest, testing::ValuesIn(golden_names()),
                          [](const auto& test) { return test.param; });
 
-TEST(GoldenPackedTest, DocumentsOfAPackedSequenceDoNotSeeEachOther) {
-  const Golden golden("llama3_2");
+class GoldenPackedTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(GoldenPackedTest, DocumentsOfAPackedSequenceDoNotSeeEachOther) {
+  const Golden golden(GetParam());
   const int64_t S = golden.shape("packed.tokens")[0], T = golden.shape("packed.tokens")[1];
   ThreadGroups groups(1);
   groups.run([&](comm::Group& group) {
-    Job<float> job(golden_path("llama3_2"), group, golden_options(T, 1, S));
+    Job<float> job(golden_path(GetParam()), group, golden_options(T, 1, S));
     const train::Batch batch =
         golden_batch(golden.integers("packed.tokens"), golden.integers("packed.labels"), T, 0, S,
                      golden.integers("packed.document_starts"));
@@ -119,6 +121,36 @@ TEST(GoldenPackedTest, DocumentsOfAPackedSequenceDoNotSeeEachOther) {
           << "gradient of " << name;
     }
   });
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, GoldenPackedTest, testing::Values("llama3_2", "even_llama"),
+                         [](const auto& test) { return test.param; });
+
+// Weights that may lie in either order give products whose sums are made in another order, and nothing else.
+TEST(Orders, TheCurveOfBfloat16IsTheSameInBoth) {
+  for (const char* name : {"even_llama", "even_qwen3"}) {
+    SCOPED_TRACE(name);
+    const Golden golden(name);
+    const int64_t T = golden.shape("adamw.tokens")[2];
+    std::vector<double> losses[2];
+    ThreadGroups groups(1);
+    groups.run([&](comm::Group& group) {
+      for (const auto order : {store::Layout::Order::kRowMajor, store::Layout::Order::kBlocked}) {
+        Job<bf16> job(golden_path(name), group, golden_options(T, 1, 2), 1, order);
+        EXPECT_EQ(job.layout().order(), order);
+        for (int64_t step = 0; step < 10; ++step) {
+          const train::Batch batch = golden_batch(golden.integers("adamw.tokens"),
+                                                  golden.integers("adamw.labels"), T, 2 * step, 2);
+          losses[order == store::Layout::Order::kBlocked].push_back(
+              job.step(batch, step + 1, 1e-3).loss);
+        }
+      }
+    });
+    ASSERT_EQ(losses[0].size(), losses[1].size());
+    for (size_t i = 0; i < losses[0].size(); ++i)
+      EXPECT_NEAR(losses[1][i], losses[0][i], 2e-3 * losses[0][i]) << "step " << i;
+    EXPECT_NE(losses[0], losses[1]) << "they are other products";
+  }
 }
 
 }  // namespace

@@ -84,7 +84,8 @@ TEST_P(StepNodesTest, InBfloat16TheLossesStayNear) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, StepNodesTest,
-                         testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
+                         testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd",
+                                         "even_llama", "even_qwen3"),
                          [](const auto& test) { return test.param; });
 
 // Fifty steps, as many as a rounding error needs to show.

@@ -45,7 +45,8 @@ TEST_P(StepBitsTest, WorldsOfOneToEightGiveTheSameBitsInFloat32) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest,
-                         testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd"),
+                         testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd",
+                                         "even_llama", "even_qwen3"),
                          [](const auto& test) { return test.param; });
 
 class StepTransactionTest : public testing::Test {
