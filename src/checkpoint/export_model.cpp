@@ -153,9 +153,10 @@ class ModelExport {
       }
     }
     plan_pieces();
-    AMXT_TRY(run_blocks(
-        list_, "exporting", progress, deadline, cancel,
-        [this](size_t block, std::span<std::byte>) { return write_piece(pieces_[block]); }));
+    AMXT_TRY(run_blocks(list_, "exporting", progress, deadline, cancel,
+                        [this](size_t block, std::span<std::byte> buffer) {
+                          return write_piece(pieces_[block], buffer);
+                        }));
     int64_t bytes = 0;
     for (const io::SafetensorsWriter& writer : writers_) {
       if (writer.bytes_given() > 0) AMXT_TRY(writer.sync());
@@ -189,7 +190,7 @@ class ModelExport {
  private:
   struct Piece {
     size_t shard = 0, entry = 0;
-    const E* weights = nullptr;
+    store::OwnedRange range;
     int64_t first = 0, count = 0;  // elements of the tensor
   };
 
@@ -217,15 +218,22 @@ class ModelExport {
       }
     }
     const store::Layout& layout = parameters_.layout();
+    list_.buffer_bytes = 1;
     constexpr int64_t kStep = kBlockBytes / static_cast<int64_t>(sizeof(E));
     for (const store::OwnedRange& range : layout.ranges(parameters_.owner(), -1)) {
       const int64_t columns = layout.specs()[static_cast<size_t>(range.tensor)].columns;
       const auto [shard, entry] = place.at(range.tensor);
       const int64_t end = range.row_end * columns;
       const int64_t begin = range.row_begin * columns;
-      for (int64_t first = begin; first < end; first += kStep) {
-        pieces_.push_back({shard, entry, parameters_.weights(range) + (first - begin), first,
-                           std::min(kStep, end - first)});
+      const int64_t panel = store::kPanelRows * columns;
+      const bool is_blocked = layout.is_blocked(range.tensor);
+      const int64_t step = is_blocked ? std::max<int64_t>(1, kStep / panel) * panel : kStep;
+      for (int64_t first = begin; first < end; first += step)
+        pieces_.push_back({shard, entry, range, first, std::min(step, end - first)});
+      // Written from where they lie, else put in the order of the file first.
+      if (is_blocked) {
+        list_.buffer_bytes =
+            std::max(list_.buffer_bytes, std::min(step, end - begin) * int64_t{sizeof(E)});
       }
     }
     std::sort(pieces_.begin(), pieces_.end(), [](const Piece& a, const Piece& b) {
@@ -233,12 +241,19 @@ class ModelExport {
     });
     for (const Piece& piece : pieces_)
       list_.add(piece.shard, piece.count * static_cast<int64_t>(sizeof(E)));
-    list_.buffer_bytes = 1;  // weights are written from where they lie
   }
 
-  Status write_piece(const Piece& piece) {
+  Status write_piece(const Piece& piece, std::span<std::byte> buffer) {
     io::SafetensorsWriter& writer = writers_[piece.shard];
-    const std::span weights(piece.weights, static_cast<size_t>(piece.count));
+    const int64_t columns = parameters_.layout().spec(piece.range.tensor).columns;
+    const E* from =
+        parameters_.weights(piece.range) + piece.first - piece.range.row_begin * columns;
+    if (parameters_.layout().is_blocked(piece.range.tensor)) {
+      auto* const rows = reinterpret_cast<E*>(buffer.data());
+      parameters_.get_panels(piece.range, piece.first / columns, piece.count / columns, rows);
+      from = rows;
+    }
+    const std::span weights(from, static_cast<size_t>(piece.count));
     return writer.write(writer.tensors()[piece.entry],
                         piece.first * static_cast<int64_t>(sizeof(E)), std::as_bytes(weights));
   }

@@ -96,7 +96,7 @@ class ModelLoad {
     for (const store::OwnedRange& range : layout.ranges(parameters_.owner(), -1)) {
       const int64_t columns = layout.specs()[static_cast<size_t>(range.tensor)].columns;
       const model::TensorLocation& at = model_.location(static_cast<size_t>(range.tensor));
-      const int64_t step = kBlockBytes / dtype_bytes(at.entry->dtype);
+      const int64_t step = elements_at_once(layout, range, dtype_bytes(at.entry->dtype));
       const int64_t end = range.row_end * columns;
       for (int64_t first = range.row_begin * columns; first < end; first += step) {
         pieces_.push_back({range, first, std::min(step, end - first)});
@@ -114,7 +114,26 @@ class ModelLoad {
     for (const Piece& piece : pieces_) {
       const model::TensorLocation& at = location(piece);
       list_.add(static_cast<size_t>(at.file), piece.count * dtype_bytes(at.entry->dtype));
+      list_.buffer_bytes = std::max(list_.buffer_bytes, buffer_bytes(piece));
     }
+  }
+
+  // In the blocked order by whole panels, which are put in their order after they were read.
+  static int64_t elements_at_once(const store::Layout& layout, const store::OwnedRange& range,
+                                  int64_t element_bytes) {
+    const int64_t elements = kBlockBytes / element_bytes;
+    if (!layout.is_blocked(range.tensor)) return elements;
+    const int64_t panel = store::kPanelRows * layout.spec(range.tensor).columns;
+    return std::max<int64_t>(1, elements / panel) * panel;
+  }
+  bool is_blocked(const Piece& piece) const {
+    return parameters_.layout().is_blocked(piece.range.tensor);
+  }
+  // What was read, and of the blocked order the weights and low bits that are made of it.
+  int64_t buffer_bytes(const Piece& piece) const {
+    const int64_t element = dtype_bytes(location(piece).entry->dtype);
+    return piece.count *
+           (element + (is_blocked(piece) ? int64_t{sizeof(E) + sizeof(uint16_t)} : 0));
   }
 
   Status read(const Piece& piece, std::span<std::byte> buffer) {
@@ -123,14 +142,20 @@ class ModelLoad {
     const DType dtype = at.entry->dtype;
     const int64_t offset = piece.first * dtype_bytes(dtype),
                   bytes = piece.count * dtype_bytes(dtype);
-    E* weight = parameters_.weights(piece.range) + within(piece);
+    const bool has_low = sizeof(E) == 2 && parameters_.options().optimizer;
+    auto* const after = buffer.data() + bytes;
+    E* const weight = is_blocked(piece) ? reinterpret_cast<E*>(after)
+                                        : parameters_.weights(piece.range) + within(piece);
+    uint16_t* const low =
+        !has_low            ? nullptr
+        : is_blocked(piece) ? reinterpret_cast<uint16_t*>(after + piece.count * int64_t{sizeof(E)})
+                            : parameters_.low(piece.range) + within(piece);
     const bool in_place = dtype == (sizeof(E) == 2 ? DType::kBF16 : DType::kF32);
     const std::span<std::byte> data =
         in_place ? std::as_writable_bytes(std::span(weight, static_cast<size_t>(piece.count)))
                  : buffer.first(static_cast<size_t>(bytes));
     AMXT_TRY(file.read(*at.entry, offset, data));
     drop_cache(file.file(), at.entry->begin + offset, bytes);
-    uint16_t* low = low_bits(piece);
     if (in_place) {
       if (low != nullptr) std::fill_n(low, piece.count, uint16_t{0});
     } else if (dtype == DType::kF32) {
@@ -140,13 +165,14 @@ class ModelLoad {
     } else if constexpr (sizeof(E) == 4) {
       put_bf16(reinterpret_cast<const bf16*>(data.data()), piece.count, weight, low);
     }
+    if (is_blocked(piece)) {
+      const int64_t columns = parameters_.layout().spec(piece.range.tensor).columns;
+      parameters_.put_panels(piece.range, piece.first / columns, piece.count / columns, weight,
+                             low);
+    }
     return {};
   }
 
-  uint16_t* low_bits(const Piece& piece) const {
-    if (sizeof(E) != 2 || !parameters_.options().optimizer) return nullptr;
-    return parameters_.low(piece.range) + within(piece);
-  }
   // Elements from the beginning of the piece's range.
   int64_t within(const Piece& piece) const {
     const int64_t columns =

@@ -15,13 +15,15 @@
 //   - Matrices that follow each other (q, k, v; gate, up) are one matrix to a product if their row counts are multiples of 32, and a range
 //     of whole panels (an owner's rows, a block of the vocabulary) is a matrix of its own.
 //   - Master, moments and gradients in the same order keep the optimizer elementwise.
-// One row is spread over K/2 cache lines: a table that rows are looked up in is better kept row-major. Where it is the head's weight too,
-// from_blocked({1, K}, w + shape.offset(row, 0), to, K) reads a row.
+// One row is spread over K/2 cache lines: a table that rows are looked up in is better kept row-major, if it is not the head's weight too.
 #pragma once
 
 #include <cstdint>
 
 namespace amxt::kernels {
+
+// How the weights of products lie.
+enum class WeightOrder : int32_t { kRowMajor, kBlocked };
 
 inline constexpr int64_t kBlockSide = 32;
 inline constexpr int64_t kBlockElements = kBlockSide * kBlockSide;
@@ -41,11 +43,17 @@ struct BlockedShape {
   }
 };
 
-// Between row-major rows, `ld` elements apart, and the blocked order. E: bf16 or float. to_blocked() writes zeros where the shape has no
+// Between row-major rows, `ld` elements apart, and the blocked order. E: bf16, float or uint16_t. to_blocked() writes zeros where the shape has no
 // element; from_blocked() does not read them.
 template <typename E>
 void to_blocked(BlockedShape shape, const E* from, int64_t ld, E* to);
 template <typename E>
 void from_blocked(BlockedShape shape, const E* from, E* to, int64_t ld);
+
+// One row, `columns` long; in the blocked order from its first element on, at shape.offset(row, 0).
+template <typename E>
+void row_to_blocked(int64_t columns, const E* from, E* to);
+template <typename E>
+void row_from_blocked(int64_t columns, const E* from, E* to);
 
 }  // namespace amxt::kernels

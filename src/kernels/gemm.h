@@ -1,7 +1,8 @@
 // Matrix products of a linear layer: forward, gradient of the input, gradient of the weight.
 //
-// All matrices are row-major; ld* is the distance between rows in elements. E is float or bf16
-// (activations and weights); sums are in fp32. Legend: T tokens, N output features, K input
+// Matrices are row-major; ld* is the distance between rows in elements. Weights and their gradients
+// lie in the order that create() was asked for: in the blocked one (blocked_layout.h; bf16 only) ldw
+// and lddw mean nothing. E is float or bf16 (activations and weights); sums are in fp32. Legend: T tokens, N output features, K input
 // features.
 //
 // What a result may depend on: an element of Y depends on its row of X and its row of W only; an
@@ -22,6 +23,7 @@
 #include "base/cpu.h"
 #include "base/result.h"
 #include "base/thread_pool.h"
+#include "kernels/blocked_layout.h"
 
 namespace amxt::kernels {
 
@@ -39,7 +41,8 @@ class Gemm {
  public:
   // Takes the first implementation of the ordered list that `isa` and the machine allow. `pool`
   // outlives the object.
-  static Result<std::unique_ptr<Gemm<E>>> create(ThreadPool* pool, Isa isa);
+  static Result<std::unique_ptr<Gemm<E>>> create(ThreadPool* pool, Isa isa,
+                                                 WeightOrder order = WeightOrder::kRowMajor);
   virtual ~Gemm() = default;
 
   // Y[T,N] = X[T,K] W[N,K]^T. Y is E, or float (logits) in the second form.
@@ -60,6 +63,10 @@ class Gemm {
                              int64_t ldx, float* dw, int64_t lddw, bool accumulate) = 0;
   virtual Status grad_weight_rounded(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy,
                                      const E* x, int64_t ldx, E* dw, int64_t lddw) = 0;
+
+  // Scratch that products of at most these sides may come to take; 0 for what is taken elsewhere.
+  static int64_t scratch_bytes_needed(WeightOrder order, int64_t T, int64_t N, int64_t K,
+                                      int threads);
 
   // The ordered list with reasons; the taken one has an empty reason.
   const std::vector<GemmCandidate>& candidates() const { return candidates_; }

@@ -215,6 +215,23 @@ Status BlockedGemm::grad_weight_to(int64_t T, const bf16* dy, int64_t lddy, cons
   return {};
 }
 
+// Each buffer keeps the largest operand that was packed into it.
+int64_t BlockedGemm::scratch_bytes_needed(int64_t T, int64_t N, int64_t K, int threads) {
+  const auto packed = [](int64_t rows, int64_t contracted) {
+    const int64_t row_bytes =
+        parts(contracted, kGroupLength) * kGroupLength * int64_t{sizeof(bf16)};
+    const int64_t most =
+        std::max(kScratchBytes / row_bytes / kGroupLength, int64_t{1}) * kGroupLength;
+    return parts(std::min(rows, most), kBlockSide) * kBlockSide * row_bytes;
+  };
+  int64_t of_thread = 0;
+  for (const BlockedKernel* kernel : {&blocked_kernel_avx2(), &blocked_kernel_avx512(),
+                                      &blocked_kernel_avx512bf16(), &blocked_kernel_amx()})
+    of_thread = std::max(of_thread, thread_bytes(*kernel));
+  return of_thread * threads + std::max(packed(T, K), packed(K, T)) +
+         std::max(packed(T, N), packed(N, T));
+}
+
 Status BlockedGemm::forward(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx,
                             const bf16* w, bf16* y, int64_t ldy) {
   return forward_to(T, K, x, ldx, w, {y, T, N, ldy, false, false});

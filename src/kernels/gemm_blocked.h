@@ -26,11 +26,13 @@ namespace amxt::kernels {
 // nothing. The only failure is memory. A sum over no elements is 0.
 class BlockedGemm {
  public:
+  static constexpr int64_t kScratchBytes = int64_t{64} << 20;
+
   // The kernel of `isa`. `pool` outlives the object.
   static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, Isa isa);
   // Packed activations take two buffers of about `scratch_bytes` at most: longer ones are multiplied in parts.
   static Result<std::unique_ptr<BlockedGemm>> create(ThreadPool* pool, const BlockedKernel& kernel,
-                                                     int64_t scratch_bytes = int64_t{64} << 20);
+                                                     int64_t scratch_bytes = kScratchBytes);
 
   // Y[T,N] = X[T,K] W[N,K]^T. Y is bf16, or float (logits) in the second form.
   Status forward(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx, const bf16* w,
@@ -51,6 +53,9 @@ class BlockedGemm {
                            const bf16* x, int64_t ldx, float* dw, bool accumulate);
 
   const std::string& name() const { return name_; }
+
+  // What products of at most these sides come to take, with any kernel.
+  static int64_t scratch_bytes_needed(int64_t T, int64_t N, int64_t K, int threads);
 
  private:
   BlockedGemm(ThreadPool* pool, const BlockedKernel& kernel, int64_t scratch_bytes);

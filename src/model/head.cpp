@@ -41,11 +41,16 @@ Result<std::unique_ptr<Head<E>>> Head<E>::create(const ModelConfig& config, Thre
 }
 
 template <typename E>
-void Head<E>::embed(int64_t rows, const int32_t* token, const E* embedding, E* x) {
+void Head<E>::embed(int64_t rows, const int32_t* token, const E* embedding, bool is_blocked, E* x) {
   const int64_t D = config_.hidden_size;
+  const kernels::BlockedShape shape{config_.vocab_size, D};
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      std::memcpy(x + row * D, embedding + token[row] * D, static_cast<size_t>(D) * sizeof(E));
+      if (is_blocked) {
+        kernels::row_from_blocked(D, embedding + shape.offset(token[row], 0), x + row * D);
+      } else {
+        std::memcpy(x + row * D, embedding + token[row] * D, static_cast<size_t>(D) * sizeof(E));
+      }
     }
   });
 }

@@ -41,8 +41,8 @@ class Head {
   static Result<std::unique_ptr<Head>> create(const ModelConfig& config, ThreadPool* pool, Isa isa,
                                               kernels::Gemm<E>* gemm, int64_t max_rows);
 
-  // x[M, D] = embedding rows of tokens. Tokens are within the vocabulary (the data set and the batch check them).
-  void embed(int64_t rows, const int32_t* token, const E* embedding, E* x);
+  // x[M, D] = embedding rows of tokens, which are within the vocabulary (the data set and the batch check them).
+  void embed(int64_t rows, const int32_t* token, const E* embedding, bool is_blocked, E* x);
   // normed[M, D] = final norm of x.
   void normalise(int64_t rows, const E* x, const E* weight, E* normed);
 

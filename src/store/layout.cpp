@@ -1,6 +1,9 @@
 #include "store/layout.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <utility>
 
 #include "model/head.h"
 
@@ -25,15 +28,33 @@ int64_t panels_of(int64_t rows) { return (rows + kPanelRows - 1) / kPanelRows; }
 
 }  // namespace
 
-Layout::Layout(const model::ModelConfig& config, int owners)
+Layout::Order Layout::order_for(const model::ModelConfig& config, bool is_bf16, std::string* why) {
+  const auto row_major = [&](std::string reason) {
+    if (why != nullptr) *why = std::move(reason);
+    return Order::kRowMajor;
+  };
+  if (!is_bf16) return row_major("the weights are fp32");
+  const std::pair<const char*, int64_t> sides[] = {{"hidden_size", config.hidden_size},
+                                                   {"intermediate_size", config.intermediate_size},
+                                                   {"size of all query heads", config.query_size()},
+                                                   {"size of all kv heads", config.kv_size()}};
+  for (const auto& [name, side] : sides) {
+    if (side % kPanelRows != 0)
+      return row_major(fmt::format("the {}, {}, is no multiple of {}", name, side, kPanelRows));
+  }
+  return Order::kBlocked;
+}
+
+Layout::Layout(const model::ModelConfig& config, int owners, Order order)
     : specs_(model::tensor_specs(config)),
       owners_(owners),
+      order_(order),
       tied_(config.tie_word_embeddings),
       layers_(config.layers) {
   for (const model::TensorSpec& spec : specs_) {
     if (!continues(spec.role)) shared_elements_ = aligned(shared_elements_);
     shared_offset_.push_back(shared_elements_);
-    shared_elements_ += spec.elements();
+    shared_elements_ += stored_elements(static_cast<int64_t>(shared_offset_.size()) - 1, spec.rows);
     panel_base_.push_back(panels_);
     panels_ += panels_of(spec.rows);
   }
@@ -76,10 +97,9 @@ void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t ro
     const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
     total += (std::min(row_end, spec.rows) - row_begin) * spec.columns;
   }
-  extent_.push_back(
-      {shared_offset(first) + row_begin * specs_[static_cast<size_t>(first)].columns,
-       shared_offset(last - 1) + std::min(row_end, specs_[static_cast<size_t>(last - 1)].rows) *
-                                     specs_[static_cast<size_t>(last - 1)].columns});
+  extent_.push_back({shared_offset(first) + row_begin * spec(first).columns,
+                     shared_offset(last - 1) +
+                         stored_elements(last - 1, std::min(row_end, spec(last - 1).rows))});
   int64_t dealt = 0;
   for (int64_t tensor = first; tensor < last; ++tensor) {
     const model::TensorSpec& spec = specs_[static_cast<size_t>(tensor)];
@@ -96,12 +116,12 @@ void Layout::deal_out(int64_t first, int64_t last, int64_t row_begin, int64_t ro
       const bool new_deal = ranges.size() == deal_begin_by_owner_[owner].back();
       if (!new_deal && ranges.back().tensor == tensor && ranges.back().row_end == row) {
         ranges.back().row_end += rows;
-        private_elements_[owner] += elements;
+        private_elements_[owner] += stored_elements(tensor, rows);
         continue;
       }
       private_elements_[owner] = aligned(private_elements_[owner]);
       ranges.push_back({tensor, row, row + rows, private_elements_[owner]});
-      private_elements_[owner] += elements;
+      private_elements_[owner] += stored_elements(tensor, rows);
     }
   }
 }
@@ -125,8 +145,7 @@ int64_t Layout::span_elements(int owner, int64_t deal) const {
   const std::span<const OwnedRange> all = ranges(owner, deal);
   if (all.empty()) return 0;
   const OwnedRange& last = all.back();
-  return last.private_offset + last.rows() * specs_[static_cast<size_t>(last.tensor)].columns -
-         all.front().private_offset;
+  return last.private_offset + stored_elements(last) - all.front().private_offset;
 }
 
 int64_t Layout::find(model::Role role, int64_t unit) const {
@@ -137,14 +156,18 @@ int64_t Layout::find(model::Role role, int64_t unit) const {
 }
 
 Place Layout::locate(int64_t tensor, int64_t row, int64_t column) const {
-  const int64_t columns = specs_[static_cast<size_t>(tensor)].columns;
+  const int64_t columns = spec(tensor).columns;
+  const auto within = [&](int64_t rows, int64_t at) {
+    if (!is_blocked(tensor)) return at * columns + column;
+    return kernels::BlockedShape{rows, columns}.offset(at, column);
+  };
   Place place;
-  place.shared_offset = shared_offset(tensor) + row * columns + column;
+  place.shared_offset = shared_offset(tensor) + within(spec(tensor).rows, row);
   for (int owner = 0; owner < owners_; ++owner) {
     for (const OwnedRange& range : ranges_[static_cast<size_t>(owner)]) {
       if (range.tensor == tensor && row >= range.row_begin && row < range.row_end) {
         place.owner = owner;
-        place.private_offset = range.private_offset + (row - range.row_begin) * columns + column;
+        place.private_offset = range.private_offset + within(range.rows(), row - range.row_begin);
         return place;
       }
     }

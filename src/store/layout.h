@@ -7,12 +7,18 @@
 // Rows are dealt out in panels of 32 (the last of a tensor may be short; a vector is one panel). A deal is what is handed out evenly by
 // bytes at a time: a decoder layer, the final norm, a block of the vocabulary (so that each rank has rows in every block that the head
 // works on). A rank may own no row of a tensor, or none of a deal.
+//
+// In the blocked order (kernels/blocked_layout.h) each panel of a matrix that products read is permuted within itself, in every array
+// alike, and the last one of a tensor takes the room of 32 rows: so offsets of panels are those of row-major rows. Vectors stay as they
+// are, and so does an embedding that is not the head's weight too.
 #pragma once
 
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "kernels/blocked_layout.h"
 #include "model/config.h"
 #include "model/tensors.h"
 
@@ -36,7 +42,29 @@ struct Place {
 
 class Layout {
  public:
-  Layout(const model::ModelConfig& config, int owners);
+  using Order = kernels::WeightOrder;
+  // The order for bf16 or fp32 weights of this model: blocked where all sides of its matrices but the vocabulary are multiples of 32;
+  // else `why` says what is in the way.
+  static Order order_for(const model::ModelConfig& config, bool is_bf16,
+                         std::string* why = nullptr);
+
+  Layout(const model::ModelConfig& config, int owners, Order order = Order::kRowMajor);
+
+  Order order() const { return order_; }
+  bool is_blocked(int64_t tensor) const {
+    return order_ == Order::kBlocked && !spec(tensor).vector && (tensor != embedding() || tied_);
+  }
+  const model::TensorSpec& spec(int64_t tensor) const {
+    return specs_[static_cast<size_t>(tensor)];
+  }
+  // Elements that so many rows of a tensor, from a panel's first one on, take in every array.
+  int64_t stored_elements(int64_t tensor, int64_t rows) const {
+    if (is_blocked(tensor)) rows = (rows + kPanelRows - 1) / kPanelRows * kPanelRows;
+    return rows * spec(tensor).columns;
+  }
+  int64_t stored_elements(const OwnedRange& range) const {
+    return stored_elements(range.tensor, range.rows());
+  }
 
   int owners() const { return owners_; }
   const std::vector<model::TensorSpec>& specs() const { return specs_; }
@@ -90,6 +118,7 @@ class Layout {
 
   std::vector<model::TensorSpec> specs_;
   int owners_;
+  Order order_;
   bool tied_;
   int64_t layers_;
   int64_t vocabulary_blocks_ = 0;

@@ -13,6 +13,8 @@ namespace {
 constexpr int64_t kChunkElements = 128 * 1024;
 // Elements of a gradient that are summed at a time: they stay in the first cache.
 constexpr int64_t kSumElements = 4096;
+// Rows of an embedding that one task adds up.
+constexpr int64_t kRowsAtOnce = 8;
 
 int64_t aligned(int64_t elements) { return (elements + 63) / 64 * 64; }
 
@@ -44,7 +46,7 @@ Parameters<E>::Parameters(const Layout* layout, int owner, const Options& option
       Chunk chunk;
       chunk.range = {range.tensor, row, end,
                      range.private_offset + (row - range.row_begin) * spec.columns};
-      chunk.count = (end - row) * spec.columns;
+      chunk.count = layout->stored_elements(chunk.range);
       chunk.vector = spec.vector;
       chunks_.push_back(chunk);
       row = end;
@@ -166,7 +168,7 @@ void Parameters<E>::sum_gradient(ThreadPool& pool, Isa isa, int64_t deal, DType 
   if (ranges.empty()) return;
   const int64_t first = ranges.front().private_offset;
   for (const OwnedRange& range : ranges) {
-    pool.run_blocks(range.rows() * columns(range), kSumElements, [&](int64_t begin, int64_t end) {
+    pool.run_blocks(layout_->stored_elements(range), kSumElements, [&](int64_t begin, int64_t end) {
       float sum[kSumElements];
       const int64_t n = end - begin, at = range.private_offset - first + begin;
       bf16* const as_bf16 = gradients_are_bf16() ? gradient_bf16(range) + begin : nullptr;
@@ -194,26 +196,24 @@ void Parameters<E>::add_gradient_rows(ThreadPool& pool, Isa isa, const OwnedRang
   for (const auto& list : rows) all.insert(all.end(), list.begin(), list.end());
   std::sort(all.begin(), all.end());
   all.erase(std::unique(all.begin(), all.end()), all.end());
-  pool.run(static_cast<int64_t>(all.size()), [&](int64_t index, int) {
-    const int32_t row = all[static_cast<size_t>(index)];
-    const int64_t to = (row - range.row_begin) * width;
-    for (int64_t begin = 0; begin < width; begin += kSumElements) {
-      const int64_t n = std::min(kSumElements, width - begin);
-      float sum[kSumElements];
-      bf16* const as_bf16 = gradients_are_bf16() ? gradient_bf16(range) + to + begin : nullptr;
-      float* const as_float = gradients_are_bf16() ? sum : gradient_float(range) + to + begin;
-      if (as_bf16 != nullptr) kernels::convert(isa, n, as_bf16, sum);
+  pool.run_blocks(static_cast<int64_t>(all.size()), kRowsAtOnce, [&](int64_t begin, int64_t end) {
+    std::vector<float> sum(static_cast<size_t>(width));
+    for (int64_t index = begin; index < end; ++index) {
+      const int32_t row = all[static_cast<size_t>(index)];
+      read_gradient(range, row, sum.data());
       for (size_t node = 0; node < parts.size(); ++node) {
         const auto found = std::lower_bound(rows[node].begin(), rows[node].end(), row);
         if (found == rows[node].end() || *found != row) continue;
-        const int64_t at = (found - rows[node].begin()) * width + begin;
+        const int64_t at = (found - rows[node].begin()) * width;
         if (dtype == DType::kBF16) {
-          kernels::accumulate(isa, n, reinterpret_cast<const bf16*>(parts[node]) + at, as_float);
+          kernels::accumulate(isa, width, reinterpret_cast<const bf16*>(parts[node]) + at,
+                              sum.data());
         } else {
-          kernels::accumulate(isa, n, reinterpret_cast<const float*>(parts[node]) + at, as_float);
+          kernels::accumulate(isa, width, reinterpret_cast<const float*>(parts[node]) + at,
+                              sum.data());
         }
       }
-      if (as_bf16 != nullptr) kernels::convert(isa, n, sum, as_bf16);
+      write_gradient(range, row, sum.data());
     }
   });
 }
@@ -229,10 +229,11 @@ int64_t Parameters<E>::gradient_squares(ThreadPool& pool, Isa isa, double* sums)
       const int64_t rows = std::min(kPanelRows, chunk.range.row_end - row);
       OwnedRange panel = chunk.range;
       panel.private_offset += (row - chunk.range.row_begin) * columns;
+      const int64_t count = layout_->stored_elements(chunk.range.tensor, rows);
       sums[layout_->panel(chunk.range.tensor, row)] =
           gradients_are_bf16()
-              ? kernels::sum_of_squares(isa, rows * columns, gradient_bf16(panel), &finite)
-              : kernels::sum_of_squares(isa, rows * columns, gradient_float(panel), &finite);
+              ? kernels::sum_of_squares(isa, count, gradient_bf16(panel), &finite)
+              : kernels::sum_of_squares(isa, count, gradient_float(panel), &finite);
     }
     if (!finite) {
       int64_t seen = bad.load();
@@ -275,69 +276,164 @@ void Parameters<E>::populate_moments(ThreadPool& pool) {
   touch(pool, moments_);
 }
 
+// --- Rows ---------------------------------------------------------------------------------------
+
+template <typename E>
+int64_t Parameters<E>::offset_of(const OwnedRange& range, const RowPart& part) const {
+  const int64_t at = part.row - range.row_begin;
+  if (!layout_->is_blocked(range.tensor)) return at * columns(range) + part.column;
+  return kernels::BlockedShape{range.rows(), columns(range)}.offset(at, part.column);
+}
+
+template <typename E>
+template <typename T>
+void Parameters<E>::copy_row(const OwnedRange& range, const RowPart& part, const T* array,
+                             T* values) const {
+  const T* const from = array + offset_of(range, part);
+  if (layout_->is_blocked(range.tensor)) {
+    kernels::row_from_blocked(part.count, from, values);
+  } else {
+    std::copy_n(from, part.count, values);
+  }
+}
+
+template <typename E>
+template <typename T>
+void Parameters<E>::put_row(const OwnedRange& range, const RowPart& part, const T* values,
+                            T* array) {
+  T* const to = array + offset_of(range, part);
+  if (layout_->is_blocked(range.tensor)) {
+    kernels::row_to_blocked(part.count, values, to);
+  } else {
+    std::copy_n(values, part.count, to);
+  }
+}
+
+template <typename E>
+void Parameters<E>::copy_weights(const OwnedRange& range, int64_t row, E* values) const {
+  copy_row<E>(range, whole_row(range, row), weights(range), values);
+}
+
+template <typename E>
+void Parameters<E>::read_gradient(const OwnedRange& range, int64_t row, float* values) const {
+  if (!gradients_are_bf16())
+    return copy_row<float>(range, whole_row(range, row), gradient_float(range), values);
+  bf16 rounded[kSumElements];
+  for (int64_t column = 0; column < columns(range); column += kSumElements) {
+    const RowPart part{row, column, std::min(kSumElements, columns(range) - column)};
+    copy_row<bf16>(range, part, gradient_bf16(range), rounded);
+    for (int64_t i = 0; i < part.count; ++i) values[column + i] = to_float(rounded[i]);
+  }
+}
+
+template <typename E>
+void Parameters<E>::write_gradient(const OwnedRange& range, int64_t row, const float* values) {
+  if (!gradients_are_bf16())
+    return put_row(range, whole_row(range, row), values, gradient_float(range));
+  bf16 rounded[kSumElements];
+  for (int64_t column = 0; column < columns(range); column += kSumElements) {
+    const RowPart part{row, column, std::min(kSumElements, columns(range) - column)};
+    for (int64_t i = 0; i < part.count; ++i) rounded[i] = to_bf16(values[column + i]);
+    put_row<bf16>(range, part, rounded, gradient_bf16(range));
+  }
+}
+
+template <typename E>
+void Parameters<E>::put_panels(const OwnedRange& range, int64_t row_begin, int64_t rows,
+                               const E* values, const uint16_t* low_bits) {
+  const int64_t width = columns(range), offset = (row_begin - range.row_begin) * width;
+  E* const to = weights(range) + offset;
+  const bool has_low = sizeof(E) == 2 && options_.optimizer && low_bits != nullptr;
+  if (layout_->is_blocked(range.tensor)) {
+    const kernels::BlockedShape shape{rows, width};
+    kernels::to_blocked(shape, values, width, to);
+    if (has_low) kernels::to_blocked(shape, low_bits, width, low(range) + offset);
+  } else {
+    std::copy_n(values, rows * width, to);
+    if (has_low) std::copy_n(low_bits, rows * width, low(range) + offset);
+  }
+}
+
+template <typename E>
+void Parameters<E>::get_panels(const OwnedRange& range, int64_t row_begin, int64_t rows,
+                               E* values) const {
+  const int64_t width = columns(range);
+  const E* const from = weights(range) + (row_begin - range.row_begin) * width;
+  if (layout_->is_blocked(range.tensor)) {
+    kernels::from_blocked({rows, width}, from, values, width);
+  } else {
+    std::copy_n(from, rows * width, values);
+  }
+}
+
 template <typename E>
 void Parameters<E>::read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin,
                               int64_t rows, float* values) const {
-  const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
-  OwnedRange at = range;
-  at.private_offset += (row_begin - range.row_begin) * columns;
-  const int64_t count = rows * columns;
-  const E* weight = weights(range) + (row_begin - range.row_begin) * columns;
-  switch (kind) {
-    case RowKind::kFirstMoment:
-      std::copy_n(first_moment(at), count, values);
-      return;
-    case RowKind::kSecondMoment:
-      std::copy_n(second_moment(at), count, values);
-      return;
-    case RowKind::kGradient:
-      for (int64_t i = 0; i < count; ++i)
-        values[i] = gradients_are_bf16() ? to_float(gradient_bf16(at)[i]) : gradient_float(at)[i];
-      return;
-    case RowKind::kCompute:
-      for (int64_t i = 0; i < count; ++i) values[i] = to_float(weight[i]);
-      return;
-    case RowKind::kMaster:
-      for (int64_t i = 0; i < count; ++i) {
-        if constexpr (sizeof(E) == 2) {
-          values[i] = options_.optimizer ? kernels::join_master(weight[i], low(at)[i])
-                                         : to_float(weight[i]);
-        } else {
-          values[i] = weight[i];
+  const int64_t width = columns(range);
+  std::vector<E> weight(static_cast<size_t>(width));
+  std::vector<uint16_t> dropped(sizeof(E) == 2 ? static_cast<size_t>(width) : 0);
+  for (int64_t row = row_begin; row < row_begin + rows; ++row, values += width) {
+    switch (kind) {
+      case RowKind::kFirstMoment:
+        copy_row<float>(range, whole_row(range, row), first_moment(range), values);
+        break;
+      case RowKind::kSecondMoment:
+        copy_row<float>(range, whole_row(range, row), second_moment(range), values);
+        break;
+      case RowKind::kGradient:
+        read_gradient(range, row, values);
+        break;
+      case RowKind::kCompute:
+      case RowKind::kMaster: {
+        copy_weights(range, row, weight.data());
+        const bool joins = sizeof(E) == 2 && kind == RowKind::kMaster && options_.optimizer;
+        if (joins) copy_row<uint16_t>(range, whole_row(range, row), low(range), dropped.data());
+        for (int64_t i = 0; i < width; ++i) {
+          const E value = weight[static_cast<size_t>(i)];
+          if constexpr (sizeof(E) == 2) {
+            values[i] = joins ? kernels::join_master(value, dropped[static_cast<size_t>(i)])
+                              : to_float(value);
+          } else {
+            values[i] = value;
+          }
         }
+        break;
       }
-      return;
+    }
   }
 }
 
 template <typename E>
 void Parameters<E>::write_rows(RowKind kind, const OwnedRange& range, int64_t row_begin,
                                int64_t rows, const float* values) {
-  const int64_t columns = layout_->specs()[static_cast<size_t>(range.tensor)].columns;
-  OwnedRange at = range;
-  at.private_offset += (row_begin - range.row_begin) * columns;
-  const int64_t count = rows * columns;
-  E* weight = weights(range) + (row_begin - range.row_begin) * columns;
-  switch (kind) {
-    case RowKind::kFirstMoment:
-      std::copy_n(values, count, first_moment(at));
-      return;
-    case RowKind::kSecondMoment:
-      std::copy_n(values, count, second_moment(at));
-      return;
-    case RowKind::kMaster:
-      for (int64_t i = 0; i < count; ++i) {
+  const int64_t width = columns(range);
+  std::vector<E> weight(static_cast<size_t>(width));
+  std::vector<uint16_t> dropped(sizeof(E) == 2 ? static_cast<size_t>(width) : 0);
+  for (int64_t row = row_begin; row < row_begin + rows; ++row, values += width) {
+    switch (kind) {
+      case RowKind::kFirstMoment:
+        put_row(range, whole_row(range, row), values, first_moment(range));
+        break;
+      case RowKind::kSecondMoment:
+        put_row(range, whole_row(range, row), values, second_moment(range));
+        break;
+      case RowKind::kMaster:
         if constexpr (sizeof(E) == 2) {
-          uint16_t dropped = 0;
-          kernels::split_master(values[i], &weight[i], options_.optimizer ? &low(at)[i] : &dropped);
+          for (int64_t i = 0; i < width; ++i) {
+            const auto at = static_cast<size_t>(i);
+            kernels::split_master(values[i], &weight[at], &dropped[at]);
+          }
+          put_row<E>(range, whole_row(range, row), weight.data(), weights(range));
+          if (options_.optimizer)
+            put_row<uint16_t>(range, whole_row(range, row), dropped.data(), low(range));
         } else {
-          weight[i] = values[i];
+          put_row<float>(range, whole_row(range, row), values, weights(range));
         }
-      }
-      return;
-    case RowKind::kGradient:
-    case RowKind::kCompute:
-      return;  // read only; refused above
+        break;
+      case RowKind::kGradient:
+      case RowKind::kCompute:
+        return;  // read only; refused above
+    }
   }
 }
 

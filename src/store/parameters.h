@@ -75,9 +75,8 @@ class Parameters {
     if (home_ != nullptr) return home_ + range.private_offset;
     return shared_ + layout_->shared_offset(range.tensor) + range.row_begin * columns(range);
   }
-  // A whole tensor; on one node only.
+  // A whole tensor, in the layout's order; on one node only.
   const E* tensor(int64_t index) const { return shared_ + layout_->shared_offset(index); }
-  E* mutable_tensor(int64_t index) { return shared_ + layout_->shared_offset(index); }
 
   // Private arrays at an owned range; gradients as float or bf16 by options().gradient_dtype.
   uint16_t* low(const OwnedRange& range) const {
@@ -112,6 +111,15 @@ class Parameters {
   // AdamW on all owned rows; weights are published by the caller's barrier.
   void update(ThreadPool& pool, Isa isa, kernels::AdamwStep step, Decay decay);
 
+  // A row of an owned range, row-major: compute weights, and gradients as fp32.
+  void copy_weights(const OwnedRange& range, int64_t row, E* values) const;
+  void read_gradient(const OwnedRange& range, int64_t row, float* values) const;
+  void write_gradient(const OwnedRange& range, int64_t row, const float* values);
+  // Compute weights and, where they are kept and given, low bits of whole panels of a range, row-major; and back.
+  void put_panels(const OwnedRange& range, int64_t row_begin, int64_t rows, const E* weights,
+                  const uint16_t* low);
+  void get_panels(const OwnedRange& range, int64_t row_begin, int64_t rows, E* weights) const;
+
   // Rows of an owned range as fp32, row-major, `rows` x columns; and back. The rows lie within `range`.
   void read_rows(RowKind kind, const OwnedRange& range, int64_t row_begin, int64_t rows,
                  float* values) const;
@@ -128,6 +136,18 @@ class Parameters {
   int64_t private_bytes() const { return low_.bytes() + moments_.bytes() + gradient_.bytes(); }
 
  private:
+  // Columns of a row, from a multiple of 32 on.
+  struct RowPart {
+    int64_t row, column, count;
+  };
+  RowPart whole_row(const OwnedRange& range, int64_t row) const { return {row, 0, columns(range)}; }
+  // Between an array in the layout's order, from the range's first element on, and a row-major one.
+  template <typename T>
+  void copy_row(const OwnedRange& range, const RowPart& part, const T* array, T* values) const;
+  template <typename T>
+  void put_row(const OwnedRange& range, const RowPart& part, const T* values, T* array);
+  int64_t offset_of(const OwnedRange& range, const RowPart& part) const;
+
   // Pieces of owned ranges that one task takes.
   struct Chunk {
     OwnedRange range;   // whole panels

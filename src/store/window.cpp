@@ -64,8 +64,7 @@ std::byte* Window::slot(uint64_t item) const {
 }
 
 int64_t Window::range_bytes(const OwnedRange& range) const {
-  return range.rows() * layout_->specs()[static_cast<size_t>(range.tensor)].columns *
-         element_bytes_;
+  return layout_->stored_elements(range) * element_bytes_;
 }
 
 std::byte* Window::place(std::byte* at, int64_t deal, const OwnedRange& range) const {

@@ -116,7 +116,7 @@ MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& op
     plan.gradients = elements * dtype_bytes(plan.gradient_dtype);
   }
   plan.kept = StepRunner<E>::kept_bytes(config, options, plan.wave, plan.keep);
-  plan.scratch = StepRunner<E>::scratch_bytes(config, options, threads);
+  plan.scratch = StepRunner<E>::scratch_bytes(config, options, layout.order(), threads);
   plan.overhead = kProcessBytes + threads * kThreadBytes;
   return plan;
 }
@@ -179,7 +179,8 @@ Result<MemoryPlan> make_plan(const model::ModelConfig& config, const EffectiveOp
         fmt::format("gradient_dtype bfloat16: needs one wave; wave {} of {} micro-batches makes {}",
                     options.wave, options.accumulate, waves));
   }
-  const store::Layout layout(config, static_cast<int>(nodes.ranks.size()));
+  const store::Layout layout(config, static_cast<int>(nodes.ranks.size()),
+                             store::Layout::order_for(config, bf16_compute));
   const std::vector<Choice> all = choices(options);
   std::optional<MemoryPlan> least;  // what is refused is the smallest that there is
   for (const bool easy : {true, false}) {

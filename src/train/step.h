@@ -109,7 +109,7 @@ class StepRunner {
   static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
                             int64_t wave, model::Keep keep);
   static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
-                               int threads);
+                               store::Layout::Order order, int threads);
 
  private:
   // What a rank tells the others, in the shared arena.

@@ -124,7 +124,8 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     }
     if (to.as_float == nullptr) {
       bf16* rounded = to.as_bf16 + row * K;
-      p_.pool->run_blocks(n * K, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
+      const int64_t stored = p_.layout->stored_elements(range.tensor, n);
+      p_.pool->run_blocks(stored, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
         kernels::convert(p_.isa, end - begin, block_ + begin, rounded + begin);
       });
     }

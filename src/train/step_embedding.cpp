@@ -56,7 +56,7 @@ void StepRunner<E>::find_embedding_rows(int64_t count, int64_t row_begin, int64_
 
 template <typename E>
 void StepRunner<E>::clear_gradient(const store::OwnedRange& range) {
-  const int64_t elements = range.rows() * p_.config->hidden_size;
+  const int64_t elements = p_.layout->stored_elements(range);
   if (p_.parameters->gradients_are_bf16()) {
     std::fill_n(p_.parameters->gradient_bf16(range), elements, bf16{0});
   } else {
@@ -83,7 +83,6 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
     AMXT_TRY(embedding_parts(count, first_wave));
     return control_->barrier();
   }
-  const bool as_bf16 = p_.parameters->gradients_are_bf16();
   const bool add_to_head = p_.layout->tied();
   for (int64_t block = 0; block < p_.layout->vocabulary_blocks(); ++block) {
     for (const store::OwnedRange& range :
@@ -92,15 +91,13 @@ Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int6
       find_embedding_rows(count, range.row_begin, range.row_end);
       for (size_t begin = 0; begin < embedding_rows_.size();) {
         const uint64_t row = embedding_rows_[begin] >> 32;
-        const int64_t offset = (static_cast<int64_t>(row) - range.row_begin) * D;
-        float* sum = as_bf16 ? block_ : p_.parameters->gradient_float(range) + offset;
-        bf16* kept = as_bf16 ? p_.parameters->gradient_bf16(range) + offset : nullptr;
-        if (as_bf16) kernels::convert(p_.isa, D, kept, sum);
+        p_.parameters->read_gradient(range, static_cast<int64_t>(row), block_);
         size_t end = begin;
         for (; end < embedding_rows_.size() && embedding_rows_[end] >> 32 == row; ++end) {
-          kernels::accumulate(p_.isa, D, source_of(embedding_rows_[end] & 0xFFFFFFFF, count), sum);
+          kernels::accumulate(p_.isa, D, source_of(embedding_rows_[end] & 0xFFFFFFFF, count),
+                              block_);
         }
-        if (as_bf16) kernels::convert(p_.isa, D, sum, kept);
+        p_.parameters->write_gradient(range, static_cast<int64_t>(row), block_);
         begin = end;
       }
     }

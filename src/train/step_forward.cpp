@@ -12,11 +12,13 @@ void StepRunner<E>::embed(const Batch& batch, int64_t first, int64_t count) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
     if (has_nodes()) {
-      head_->embed(n, places_.data() + done, embedding_, input(0, i));
+      head_->embed(n, places_.data() + done, embedding_, false, input(0, i));
     } else {
       const int32_t* token =
           batch.token.data() + (first + i) * p_.options->micro_batch * batch.sequence;
-      head_->embed(n, token, p_.parameters->tensor(p_.layout->embedding()), input(0, i));
+      const int64_t embedding = p_.layout->embedding();
+      head_->embed(n, token, p_.parameters->tensor(embedding), p_.layout->is_blocked(embedding),
+                   input(0, i));
     }
     done += n;
   }

@@ -185,12 +185,11 @@ Status StepRunner<E>::fetch_embedding() {
   store::Traffic& traffic = *p_.parameters->traffic();
   const comm::Nodes& nodes = p_.group->nodes();
   const store::Tag tag{store::Stream::kEmbedding, embedding_fetches_++};
-  const auto row_at = [&](int32_t row) -> const E* {
+  const auto copy_row = [&](int32_t row, E* values) {
     const int64_t deal = p_.layout->embedding_deal(row / model::kVocabularyBlock);
     for (const store::OwnedRange& range : p_.layout->ranges(me(), deal)) {
-      if (row < range.row_end) return p_.parameters->weights(range) + (row - range.row_begin) * D;
+      if (row < range.row_end) return p_.parameters->copy_weights(range, row, values);
     }
-    return nullptr;
   };
   const Needed& own = needed_[static_cast<size_t>(p_.group->node())];
   store::Traffic::Pending pending;
@@ -210,7 +209,10 @@ Status StepRunner<E>::fetch_embedding() {
     const bool stays = node == p_.group->node();
     E* to = stays ? embedding_ + own.begin[static_cast<size_t>(me())] * D : from;
     E* const begin = to;
-    for (const int32_t row : rows) to = std::copy_n(row_at(row), D, to);
+    for (const int32_t row : rows) {
+      copy_row(row, to);
+      to += D;
+    }
     if (stays || rows.empty()) continue;
     from = to;
     AMXT_TRY(traffic.send(tag, traffic.partner(node, me()), begin,

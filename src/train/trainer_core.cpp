@@ -53,7 +53,10 @@ std::string value_of(const Facts& facts, const std::string& name) {
 }  // namespace
 
 TrainerCore::TrainerCore(TrainerParts parts)
-    : parts_(std::move(parts)), layout_(parts_.setup.model->config(), parts_.setup.group->size()) {
+    : parts_(std::move(parts)),
+      layout_(parts_.setup.model->config(), parts_.setup.group->size(),
+              store::Layout::order_for(parts_.setup.model->config(),
+                                       parts_.options.compute_type == ComputeType::kBFloat16)) {
   state_.total_steps = parts_.options.schedule.total_steps;
 }
 

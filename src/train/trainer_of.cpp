@@ -45,7 +45,11 @@ Status TrainerOf<E>::start() {
   options.cpus = parts_.cpus;
   if (group().oversubscribed() || parts_.cpus.empty()) options.spin_us = 0;
   AMXT_ASSIGN(pool_, ThreadPool::create(options));
-  AMXT_ASSIGN(gemm_, kernels::Gemm<E>::create(pool_.get(), parts_.isa->chosen));
+  AMXT_ASSIGN(gemm_, kernels::Gemm<E>::create(pool_.get(), parts_.isa->chosen, layout_.order()));
+  std::string row_major;
+  if (store::Layout::order_for(config(), sizeof(E) == 2, &row_major) ==
+      store::Layout::Order::kRowMajor)
+    log().debug(fmt::format("weights are row-major: {}", row_major));
   log().info(fmt::format("matrix products: {}", gemm_->name()));
   for (const kernels::GemmCandidate& candidate : gemm_->candidates()) {
     if (!candidate.skipped_because.empty()) {
