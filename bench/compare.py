@@ -11,11 +11,9 @@ step appears; the first steps (--skip) are left out. Memory has one more run of 
 a large process slows it down: the proportional set sizes (PSS) of all its processes, summed at 10 Hz.
 """
 import argparse
-import datetime
 import json
 import os
 import pathlib
-import platform
 import shutil
 import signal
 import statistics
@@ -25,6 +23,8 @@ import threading
 import time
 
 import numpy
+
+from machine import machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 ACCUMULATE = 4
@@ -192,14 +192,6 @@ def table(summaries, names):
         memory = [s["peak_pss_bytes"] - s["peak_pss_bytes_of_launcher"] for s in (x, y)]
         out.append(f"| {ours} to {peer} | {x['tokens_per_second'] / y['tokens_per_second']:.2f} x | {memory[0] / memory[1]:.2f} x |")
     return out
-
-
-def machine():
-    cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
-    model = next((line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), "unknown")
-    flags = [f for f in ("avx2", "avx512bw", "avx512_bf16", "amx_bf16") if f" {f} " in cpuinfo.replace("\n", " ")]
-    return {"cpu": model, "cores": os.cpu_count(), "flags": flags, "kernel": platform.release(),
-            "date": datetime.date.today().isoformat(), "max_isa": os.environ.get("AMXTRAIN_MAX_ISA", "")}
 
 
 def arguments():

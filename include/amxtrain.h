@@ -2437,18 +2437,37 @@ AMXT_API amxt_status amxt_preview_bench_peak(amxt_runtime* runtime, char** json,
                                              amxt_error* err);
 
 /**
- * Runs a benchmark on random data. "peak" is amxt_preview_bench_peak(). "gemm" times the matrix
- * products of a linear layer, Y[T,N] = X[T,K] W[N,K]^T and both gradients, by each implementation
- * that the library has, in turn, with the limit of the same run. It takes the options "shapes", an
- * array of [T, N, K], and "repeat", rounds of each; and gives "isa", "threads", "repeat", "data",
- * "peak" ("name", "tflops"), "skipped" (implementations, and why), "products", an array of "form",
- * "implementation", "T", "N", "K", "flop", "bytes", "seconds" (median), "seconds_least",
- * "seconds_most", "cpu_seconds", "tflops", "ratio_to_peak" and "cpu_ratio_to_peak", and "means", the
- * geometric means of each implementation over all shapes of forward, grad_input and grad_weight. The
- * ratios called cpu are of processor time: those of a busy machine.
+ * Runs a benchmark on random data. "peak" is amxt_preview_bench_peak(), without options; the others
+ * measure the operations of a step in bf16, each in turn with the limit of the same run.
+ *
+ *     name        what                                        "shapes"
+ *     gemm        Y[T,N] = X[T,K] W[N,K]^T and both gradients [T, N, K]
+ *                 by each implementation that there is
+ *     attention   causal attention, forward and backward      [T, heads, kv_heads, head_dim]
+ *     optimizer   norm of gradients, clipping, AdamW          [parameters]
+ *     head        head and loss, forward; and all gradients   [T, vocab, hidden]
+ *     norms       RMSNorm, RoPE, SwiGLU, additions of rows    [T, hidden, intermediate, head_dim]
+ *     layer       a decoder layer, forward; and all gradients [T, hidden, intermediate, heads,
+ *                                                              kv_heads, head_dim]
+ *
+ * Options: "shapes", an array of such arrays, and "repeat", rounds of each. The limit is products fed
+ * from registers and the first-level cache; of optimizer a stream that updates the same memory in
+ * place, of norms the memory's triad over arrays beyond the caches (rows that a cache holds exceed it).
+ *
+ * The result has "isa", "threads", "data", "repeat", "sides" (names of a shape's), "peak" ("name",
+ * "tflops" or "gb_per_second") and "rows": an array of "form", the sides, "flop" (where they say
+ * something), "bytes" (of operands and results), "seconds" (median), "seconds_least", "seconds_most",
+ * "cpu_seconds", "tflops" or "gb_per_second" as the limit has it, "ratio_to_peak" and
+ * "cpu_ratio_to_peak". The ratios called cpu are of processor time: those of a busy machine. FLOP are
+ * those of the model: attention's causal half, no product counted twice, but for attention's own
+ * backward, which counts five. Rows of gemm have "implementation", those of optimizer
+ * "mparam_per_second", and the head's with gradients "extra_bytes" (memory besides operands and
+ * results), "logits_bytes" (of logits in fp32) and "extra_to_logits". gemm adds "skipped"
+ * (implementations, and why) and "means", the geometric means of each implementation over all shapes
+ * of forward, grad_input and grad_weight.
  *
  * @param[in] runtime the runtime.
- * @param[in] name "gemm" or "peak".
+ * @param[in] name one of the above, or "peak".
  * @param[in] options a JSON object, or NULL for the defaults.
  * @param[out] json the text; the caller ends it with amxt_string_destroy().
  * @param[in] timeout_ns deadline.

@@ -7,7 +7,7 @@
 #include "base/cpu.h"
 #include "base/text.h"
 #include "capi/handles.h"
-#include "train/bench_gemm.h"
+#include "train/bench_kernels.h"
 #include "train/bench_peak.h"
 
 using namespace amxt;
@@ -17,10 +17,12 @@ namespace {
 
 Result<std::string> bench_named(std::string_view name, const char* options, int threads, bool pin,
                                 const train::BenchLimits& limits) {
-  if (name == "gemm") return train::bench_gemm(options ? options : "", threads, pin, limits);
+  if (train::Bench* const kernel = train::kernel_bench(name)) {
+    return kernel(options ? options : "", threads, pin, limits);
+  }
   if (name != "peak") {
-    return Error(Code::kInvalidArgument,
-                 fmt::format("name is {}, and must be one of gemm, peak", quote(name)));
+    return Error(Code::kInvalidArgument, fmt::format("name is {}, and must be one of {}, peak",
+                                                     quote(name), train::kernel_bench_names()));
   }
   if (options != nullptr) {
     return Error(Code::kInvalidArgument, "options must be NULL: peak has none");

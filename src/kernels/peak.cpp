@@ -30,6 +30,9 @@ namespace {
 
 using Loop = ComputePeak::Loop;
 
+// What a thread takes of a stream at a time.
+constexpr int64_t kStreamBytes = int64_t{1} << 20;
+
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -205,6 +208,19 @@ ComputePeak::Sample ComputePeak::sample() {
     flop[thread] = loop_->run(data_.data() + i * kPeakBytes, rounds_, &sinks_[thread * 16]);
   });
   return {flop[0] * static_cast<double>(flop.size()), seconds};
+}
+
+void triad(ThreadPool& pool, int64_t count, float scale, const float* x, const float* y,
+           float* to) {
+  pool.run_blocks(count, kStreamBytes / int64_t{sizeof(float)}, [&](int64_t begin, int64_t end) {
+    triad_avx2(end - begin, scale, x + begin, y + begin, to + begin);
+  });
+}
+
+void update_stream(ThreadPool& pool, int64_t bytes, uint32_t mask, void* data) {
+  pool.run_blocks(bytes, kStreamBytes, [&](int64_t begin, int64_t end) {
+    update_avx2(end - begin, mask, static_cast<std::byte*>(data) + begin);
+  });
 }
 
 Result<PeakReport> measure_peak(const PeakOptions& options) {

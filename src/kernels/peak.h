@@ -60,6 +60,12 @@ class ComputePeak {
   int64_t rounds_ = 0;
 };
 
+// The limits of memory, once over arrays that the caller has: a multiple of 16 floats, or of 64 bytes, aligned to 32 bytes.
+// to = x + scale y.
+void triad(ThreadPool& pool, int64_t count, float scale, const float* x, const float* y, float* to);
+// The bits of `mask` are flipped in each word: what updates memory in place can't be faster.
+void update_stream(ThreadPool& pool, int64_t bytes, uint32_t mask, void* data);
+
 // kInvalidArgument for a nonsensical option, kOutOfMemory for the arrays.
 Result<PeakReport> measure_peak(const PeakOptions& options);
 

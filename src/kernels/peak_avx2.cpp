@@ -44,4 +44,13 @@ void triad_avx2(int64_t count, float scale, const float* x, const float* y, floa
   }
 }
 
+void update_avx2(int64_t bytes, uint32_t mask, void* data) {
+  const __m256i bits = _mm256_set1_epi32(static_cast<int>(mask));
+  __m256i* at = static_cast<__m256i*>(data);
+  for (const __m256i* const end = at + bytes / 32; at < end; at += 2) {
+    _mm256_store_si256(at, _mm256_xor_si256(bits, _mm256_load_si256(at)));
+    _mm256_store_si256(at + 1, _mm256_xor_si256(bits, _mm256_load_si256(at + 1)));
+  }
+}
+
 }  // namespace amxt::kernels

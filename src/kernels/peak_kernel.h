@@ -19,5 +19,7 @@ double peak_bf16_amx(const void* data, int64_t rounds, float* sink);
 
 // to = x + scale y; count a multiple of 16, all aligned to 32 bytes.
 void triad_avx2(int64_t count, float scale, const float* x, const float* y, float* to);
+// data ^= mask; bytes a multiple of 64, data aligned to 32 bytes.
+void update_avx2(int64_t bytes, uint32_t mask, void* data);
 
 }  // namespace amxt::kernels

@@ -24,13 +24,13 @@ struct BenchLimits {
   }
 };
 
-// Full mantissas of magnitude 0.5 to 1 and both signs: products of zeros, or of few bits, take less power and run faster.
+// Full mantissas of magnitude 0.5 to 1, times `scale`, and both signs: products of zeros, or of few bits, take less power and run faster.
 template <typename E>
-void fill_random(E* values, int64_t count, uint64_t seed) {
+void fill_random(E* values, int64_t count, uint64_t seed, float scale = 1) {
   for (int64_t i = 0; i < count; ++i) {
     seed = seed * 6364136223846793005ULL + 1442695040888963407ULL;
     const float unit = static_cast<float>(static_cast<uint32_t>(seed >> 32)) * 0x1p-32f;
-    values[i] = from_float<E>((unit < 0.5f ? -1.0f : 1.0f) * (0.5f + 0.5f * unit));
+    values[i] = from_float<E>((unit < 0.5f ? -scale : scale) * (0.5f + 0.5f * unit));
   }
 }
 

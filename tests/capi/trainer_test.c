@@ -700,7 +700,7 @@ static void benchmarks_are_named_and_their_options_checked(void** state) {
   struct fixture* f = fixture_new();
   char* json = NULL;
   (void)state;
-  FAILS(AMXT_E_INVALID_ARGUMENT, "one of gemm, peak",
+  FAILS(AMXT_E_INVALID_ARGUMENT, "one of gemm, attention, optimizer, head, norms, layer, peak",
         amxt_preview_bench(f->runtime, "gem", NULL, &json, AMXT_FOREVER, &err));
   FAILS(AMXT_E_INVALID_ARGUMENT, "name is NULL",
         amxt_preview_bench(f->runtime, NULL, NULL, &json, AMXT_FOREVER, &err));
@@ -721,6 +721,30 @@ static void benchmarks_are_named_and_their_options_checked(void** state) {
           amxt_preview_bench(f->runtime, "gemm", wrong[i], &json, AMXT_FOREVER, &err));
   }
   FAILS(AMXT_E_FORMAT, "", amxt_preview_bench(f->runtime, "gemm", "{", &json, AMXT_FOREVER, &err));
+  static const struct {
+    const char *name, *options, *says;
+  } misfits[] = {
+      {"attention", "{\"shapes\": [[8,3,2,16]]}", "bench attention: kv_heads must divide heads"},
+      {"attention", "{\"shapes\": [[8,2,2,15]]}", "bench attention: head_dim must be even"},
+      {"attention", "{\"shapes\": [[8,2,2]]}", "is no shape [T, heads, kv_heads, head_dim]"},
+      {"attention", "{\"shapes\": [[65537,2,2,16]]}", "T is 65537, and must be"},
+      {"optimizer", "{\"shapes\": [[0]]}", "parameters is 0, and must be"},
+      {"optimizer", "{\"shapes\": [8]}", "8 is no shape [parameters]"},
+      {"head", "{\"shapes\": [[8,true,8]]}", "vocab is true, and must be"},
+      {"norms", "{\"shapes\": [[8,64,64,3]]}", "bench norms: head_dim must be even"},
+      {"norms", "{\"shapes\": [[8,64,64,6]]}", "bench norms: head_dim must divide hidden"},
+      {"layer", "{\"shapes\": [[8,64,64,3,2,16]]}", "bench layer: kv_heads must divide heads"},
+      {"layer", "{\"shapes\": [[8,64,64,2,2,15]]}", "bench layer: head_dim must be even"}};
+  for (size_t i = 0; i < sizeof misfits / sizeof *misfits; ++i) {
+    FAILS(AMXT_E_INVALID_ARGUMENT, misfits[i].says,
+          amxt_preview_bench(f->runtime, misfits[i].name, misfits[i].options, &json, AMXT_FOREVER,
+                             &err));
+    FAILS(AMXT_E_TIMEOUT, "",
+          amxt_preview_bench(f->runtime, misfits[i].name, NULL, &json, AMXT_POLL, &err));
+  }
+  FAILS(AMXT_E_OUT_OF_MEMORY, "bench head: T 65536, vocab 4194304, hidden 65536 takes 1",
+        amxt_preview_bench(f->runtime, "head", "{\"shapes\": [[65536,4194304,65536]]}", &json,
+                           AMXT_FOREVER, &err));
   assert_null(json);
   assert_int_equal(amxt_preview_bench(f->runtime, "gemm", "{\"shapes\": [[3,5,7]], \"repeat\": 1}",
                                       &json, AMXT_FOREVER, NULL),

@@ -1,5 +1,5 @@
-// amxtrain bench: what the machine gives (peak), what matrix products take of it (gemm), what a training step takes (step), and what ranks
-// take to reduce and exchange arrays (collectives).
+// amxtrain bench: what the machine gives (peak), what the operations of a step take of it (gemm, attention, head, optimizer, norms, layer),
+// what a training step takes (step), and what ranks take to reduce and exchange arrays (collectives).
 #define AMXT_ENABLE_PREVIEW
 #include <fmt/format.h>
 
@@ -12,7 +12,7 @@
 #include <random>
 
 #include "bench_collectives.h"
-#include "bench_gemm.h"
+#include "bench_kernels.h"
 #include "commands.h"
 #include "options.h"
 
@@ -188,11 +188,13 @@ int run_step(const BenchOptions& options) {
 
 Run add_bench(CLI::App& app) {
   CLI::App* bench = app.add_subcommand(
-      "bench", "Measures the machine (peak, gemm), training (step) or its ranks (collectives)");
+      "bench",
+      "Measures the machine (peak), the operations of a step (gemm, attention, head, optimizer, "
+      "norms, layer), training (step) or its ranks (collectives)");
   auto options = std::make_shared<BenchOptions>();
   bench->require_subcommand(1);
   CLI::App* peak = bench->add_subcommand("peak", "Matrix products and memory, as fast as they go");
-  CLI::App* gemm = bench->add_subcommand("gemm", "Matrix products of a linear layer, in turn");
+  const auto kernels = add_kernel_benches(*bench, options->common);
   CLI::App* step = bench->add_subcommand("step", "Training steps on random tokens");
   CLI::App* collectives =
       bench->add_subcommand("collectives", "Reductions and exchanges between ranks");
@@ -208,14 +210,6 @@ Run add_bench(CLI::App& app) {
       ->transform(whole(1, 10'000));
   add_common_options(*collectives, options->common);
   add_group_options(*collectives, options->common);
-  auto products = std::make_shared<GemmBench>();
-  gemm->add_flag("--json", products->as_json, "Print JSON");
-  gemm->add_option(
-      "--shape", products->shapes,
-      "T,N,K: tokens, output and input features; can be repeated (default: sides of an "
-      "8b model's layer, T 512 and 2048)");
-  gemm->add_option("--repeat", products->repeat, "Rounds (default 5)")->transform(whole(1, 10'000));
-  add_common_options(*gemm, options->common);
   for (CLI::App* each : {peak, step}) {
     each->add_flag("--json", options->as_json, "Print JSON");
     add_common_options(*each, options->common);
@@ -229,8 +223,10 @@ Run add_bench(CLI::App& app) {
   step->add_option("--warmup", options->warmup, "Steps before that (default 2)")
       ->transform(whole(0, int64_t{1} << 30));
   add_size_options(*step, options->flags);
-  return [options, between, products, peak, gemm, collectives] {
-    if (gemm->parsed()) return run_gemm(options->common, *products);
+  return [options, between, kernels, peak, collectives] {
+    for (const auto& [parser, kernel] : kernels) {
+      if (parser->parsed()) return run_kernel_bench(options->common, *kernel);
+    }
     if (collectives->parsed()) return run_collectives(options->common, *between);
     return peak->parsed() ? run_peak(*options) : run_step(*options);
   };

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <memory>
 
+#include "base/buffer.h"
 #include "kernels/peak_kernel.h"
 
 namespace amxt::kernels {
@@ -36,6 +38,47 @@ TEST(Peak, HasARateForEachInstructionSetAndThreadCount) {
     ASSERT_EQ(triad->size(), 3u);
     for (const double rate : *triad) EXPECT_GT(rate, 0.01);
   }
+}
+
+std::unique_ptr<ThreadPool> two_threads() {
+  ThreadPool::Options options;
+  options.threads = 2;
+  auto pool = ThreadPool::create(options);
+  EXPECT_TRUE(pool.ok());
+  return std::move(*pool);
+}
+
+// Lengths of less than, and of more than, what a thread takes at a time.
+TEST(Peak, TriadIsOneOfAllElements) {
+  const auto pool = two_threads();
+  for (const int64_t count : {int64_t{16}, int64_t{600'000}}) {
+    auto memory = Buffer::allocate(3 * count * int64_t{sizeof(float)}, "arrays");
+    ASSERT_TRUE(memory.ok());
+    float* const to = memory->as<float>();
+    float *const x = to + count, *const y = x + count;
+    for (int64_t i = 0; i < count; ++i) {
+      x[i] = static_cast<float>(i);
+      y[i] = static_cast<float>(i % 5);
+    }
+    triad(*pool, count, 3.0f, x, y, to);
+    for (int64_t i = 0; i < count; ++i) {
+      ASSERT_EQ(to[i], static_cast<float>(i + i % 5 * 3)) << i << " of " << count;
+    }
+  }
+}
+
+TEST(Peak, UpdateStreamReachesEachWordOnce) {
+  const auto pool = two_threads();
+  const int64_t bytes = (int64_t{5} << 19) + 64, words = bytes / 4;
+  auto memory = Buffer::allocate(bytes + 4096, "words");
+  ASSERT_TRUE(memory.ok());
+  uint32_t* const data = memory->as<uint32_t>();
+  for (int64_t i = 0; i < words; ++i) data[i] = static_cast<uint32_t>(i);
+  update_stream(*pool, bytes, 0x80000001u, data);
+  for (int64_t i = 0; i < words; ++i) {
+    ASSERT_EQ(data[i], static_cast<uint32_t>(i) ^ 0x80000001u) << i;
+  }
+  EXPECT_EQ(data[words], 0u) << "behind the end";
 }
 
 TEST(Peak, LeavesOutWhatIsAboveTheInstructionSetAsked) {
