@@ -77,6 +77,11 @@ class StepRunner {
     ThreadPool* pool;
     Isa isa;
     kernels::Gemm<E>* gemm;
+
+    // An operation of the step, for the pool's trace.
+    Span span(const char* name, double flop = 0, double bytes = 0) const {
+      return Span(pool->trace(), name, flop, bytes);
+    }
   };
   // Collective: the arena is made here, and the nodes are connected. All buffers are allocated here, none in a step.
   static Result<std::unique_ptr<StepRunner>> create(const Parts& parts, Deadline deadline);
@@ -182,6 +187,8 @@ class StepRunner {
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
   bool has_nodes() const { return p_.parameters->traffic() != nullptr; }
   // For waits that nothing but a rank that is alive can end.
+  Status barrier();
+  Result<const E*> acquire(int64_t deal);
   Status poll() {
     if (has_nodes()) AMXT_TRY(p_.group->check());
     return control_->poll();

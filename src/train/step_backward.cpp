@@ -31,7 +31,7 @@ Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t c
   for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
     const int64_t row = block * model::kVocabularyBlock, deal = p_.layout->head_deal(block),
                   n_rows = std::min(model::kVocabularyBlock, V - row);
-    AMXT_ASSIGN(const E* const head, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const head, acquire(deal));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t a = first + i, n = rows(batch, a).count();
       AMXT_TRY(head_->backward_block(n, slot(rank, i), head, row, n_rows, loss_rows(batch, a, i),
@@ -39,12 +39,12 @@ Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t c
                                      dnormed_ + i * micro_rows() * D, block == 0));
     }
     p_.parameters->release(deal);
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
     AMXT_TRY(deal_gradient(
         deal, first_wave, [&](const store::OwnedRange& range, const GradientRows& to) {
           return matrix_gradient(range, to, count, normed, dlogits, width, range.row_begin - row);
         }));
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
@@ -61,7 +61,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
   const int64_t D = p_.config->hidden_size;
   for (int64_t layer = p_.config->layers - 1; layer >= 0; --layer) {
     const int64_t deal = p_.layout->layer_deal(layer);
-    AMXT_ASSIGN(const E* const there, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const there, acquire(deal));
     const model::LayerWeights<E> weights = p_.parameters->layer_weights(layer, there);
     for (int64_t i = 0; i < count; ++i) {
       AMXT_TRY(poll());
@@ -72,7 +72,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
                                        slot_floats(local_me(), i))));
     }
     p_.parameters->release(deal);
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
     AMXT_TRY(deal_gradient(deal, first_wave,
                            [&](const store::OwnedRange& range, const GradientRows& to) {
                              return layer_part(range, to, count);
@@ -83,7 +83,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
                                return norm_part(range, to, count);
                              }));
     }
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
   }
   return {};
 }
@@ -116,6 +116,8 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     bool add = to.add;
     for (int64_t i = 0; i < count; ++i) {
       for (int rank = 0; rank < ranks(); ++rank) {
+        const Span span = p_.span("dW", 2.0 * static_cast<double>(local_box(rank).micro_rows * n) *
+                                            static_cast<double>(K));
         AMXT_TRY(p_.gemm->grad_weight(local_box(rank).micro_rows, n, K,
                                       dy(rank, i) + first_column + row, lddy, x(rank, i), K, sum, K,
                                       add));
@@ -124,6 +126,7 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     }
     if (to.as_float == nullptr) {
       bf16* rounded = to.as_bf16 + row * K;
+      const Span span = p_.span("round dW", 0, 6.0 * static_cast<double>(n * K));
       const int64_t stored = p_.layout->stored_elements(range.tensor, n);
       p_.pool->run_blocks(stored, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
         kernels::convert(p_.isa, end - begin, block_ + begin, rounded + begin);
@@ -138,6 +141,7 @@ void StepRunner<E>::vector_gradient(const store::OwnedRange& range, const Gradie
                                     int64_t count, FunctionRef<void(int, int64_t, float*)> add) {
   const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
   float* const sum = to.as_float == nullptr ? block_ : to.as_float;
+  const Span span = p_.span("gradients of vectors");
   if (!to.add) std::fill_n(sum, n, 0.0f);
   for (int64_t i = 0; i < count; ++i) {
     for (int rank = 0; rank < ranks(); ++rank) add(rank, i, sum);
