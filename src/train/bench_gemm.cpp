@@ -145,7 +145,7 @@ Result<std::string> bench_gemm(std::string_view options, int threads, bool pin,
   Json json = run->result();
   json["skipped"] = Json::array();
   for (const kernels::GemmCandidate& candidate : list->candidates()) {
-    if (candidate.skipped_because.empty()) continue;
+    if (candidate.skipped_because.empty() || candidate.name == own->name()) continue;
     json["skipped"].push_back({{"name", candidate.name}, {"why", candidate.skipped_because}});
   }
   json["means"] = means_of(json.at("rows"));

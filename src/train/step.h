@@ -114,7 +114,7 @@ class StepRunner {
   static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
                             int64_t wave, model::Keep keep);
   static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
-                               store::Layout::Order order, int threads);
+                               store::Layout::Order order, int64_t slots, int threads);
 
  private:
   // What a rank tells the others, in the shared arena.
@@ -171,6 +171,8 @@ class StepRunner {
   // Ranks of a locator are local.
   Status matrix_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                          Locator x, Locator dy, int64_t lddy, int64_t first_column);
+  Status rounded_gradient(const store::OwnedRange& range, E* to, int64_t count, Locator x,
+                          Locator dy, int64_t lddy, int64_t first_column);
   // A vector's gradient (+)= what `add` adds for each micro-batch, in order.
   void vector_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                        FunctionRef<void(int, int64_t, float*)> add);
@@ -286,7 +288,8 @@ class StepRunner {
   float* dnormed_ = nullptr;    // [wave, rows, D]
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
-  float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
+  std::vector<typename kernels::Gemm<E>::Pair> pairs_;  // of rounded_gradient()
+  float* block_ = nullptr;  // fp32 block of dW, kGradientBlockBytes or a panel of the widest
   // Scratch: (row, place) of tokens whose embedding's gradient this rank computes, ascending.
   std::vector<uint64_t> embedding_rows_;
   std::vector<Needed> needed_;   // by node

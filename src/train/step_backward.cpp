@@ -108,7 +108,11 @@ template <typename E>
 Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const GradientRows& to,
                                       int64_t count, Locator x, Locator dy, int64_t lddy,
                                       int64_t first_column) {
-  const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+  const int64_t K = p_.layout->spec(range.tensor).columns;
+  if constexpr (sizeof(E) == 2) {
+    if (to.as_bf16 != nullptr && p_.gemm->sums_pairs())
+      return rounded_gradient(range, to.as_bf16, count, x, dy, lddy, first_column);
+  }
   const int64_t block_rows = gradient_block_rows(K);
   for (int64_t row = 0; row < range.rows(); row += block_rows) {
     const int64_t n = std::min(block_rows, range.rows() - row);
@@ -134,6 +138,24 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     }
   }
   return {};
+}
+
+// All micro-batches in one sum. Where it goes on in fp32 each is added by itself, so that bits do not depend on waves.
+template <typename E>
+Status StepRunner<E>::rounded_gradient(const store::OwnedRange& range, E* to, int64_t count,
+                                       Locator x, Locator dy, int64_t lddy, int64_t first_column) {
+  const int64_t K = p_.layout->spec(range.tensor).columns;
+  pairs_.clear();
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      pairs_.push_back({dy(rank, i) + first_column, x(rank, i), local_box(rank).micro_rows});
+      tokens += local_box(rank).micro_rows;
+    }
+  }
+  const Span span =
+      p_.span("dW", 2.0 * static_cast<double>(tokens * range.rows()) * static_cast<double>(K));
+  return p_.gemm->grad_weight_of_pairs(pairs_, range.rows(), K, lddy, K, to);
 }
 
 template <typename E>
@@ -245,6 +267,8 @@ Status StepRunner<E>::norm_part(const store::OwnedRange& range, const GradientRo
   template Status StepRunner<E>::deal_gradient(int64_t, bool, Compute);                           \
   template Status StepRunner<E>::matrix_gradient(const store::OwnedRange&, const GradientRows&,   \
                                                  int64_t, Locator, Locator, int64_t, int64_t);    \
+  template Status StepRunner<E>::rounded_gradient(const store::OwnedRange&, E*, int64_t, Locator, \
+                                                  Locator, int64_t, int64_t);                     \
   template void StepRunner<E>::vector_gradient(const store::OwnedRange&, const GradientRows&,     \
                                                int64_t, FunctionRef<void(int, int64_t, float*)>); \
   template Status StepRunner<E>::layer_part(const store::OwnedRange&, const GradientRows&,        \
