@@ -1,10 +1,13 @@
 // bench head: head and loss as the step drives them: the vocabulary block by block, forward to the loss, then the gradients of logits,
 // input and weight. Counted are three products; that the logits are computed twice is the price of the memory that is not there.
+#include <algorithm>
 #include <random>
 
 #include "base/buffer.h"
 #include "base/carver.h"
+#include "kernels/blocked_layout.h"
 #include "model/head.h"
+#include "store/layout.h"
 #include "train/bench_kernels.h"
 #include "train/bench_samples.h"
 
@@ -37,8 +40,10 @@ int64_t place(const model::ModelConfig& config, int64_t T, std::byte* memory, Op
   to->width = model::vocabulary_width(config);
   Carver carver(memory);
   to->normed = carver.take<bf16>(T * to->hidden);
-  to->weight = carver.take<bf16>(to->vocab * to->hidden);
-  to->dweight = carver.take<bf16>(to->vocab * to->hidden);
+  // Random, so that one buffer serves in either order; a block of rows lies at the same place in both.
+  const int64_t weights = kernels::BlockedShape{to->vocab, to->hidden}.elements();
+  to->weight = carver.take<bf16>(weights);
+  to->dweight = carver.take<bf16>(weights);
   to->target = carver.take<int32_t>(T);
   to->scale = carver.take<float>(T);
   const int64_t given = carver.used();
@@ -66,6 +71,7 @@ void fill(const Operands& o) {
 struct Job {
   model::Head<bf16>* head;
   kernels::Gemm<bf16>* gemm;
+  int64_t gemm_bytes;
   Operands o;
 
   template <typename Block>
@@ -104,14 +110,18 @@ std::vector<Contender> directions_of(const Job& job) {
     AMXT_TRY(job.forward());
     return job.backward();
   };
-  const int64_t extra = job.head->scratch_bytes() + o.extra_bytes, logits = 4 * o.rows * o.vocab;
-  Json row{{"form", "forward and backward"}};
+  const int64_t extra = job.head->scratch_bytes() + o.extra_bytes + job.gemm_bytes,
+                logits = 4 * o.rows * o.vocab;
+  const auto named = [&](const char* form) {
+    return Json{{"form", form}, {"implementation", job.gemm->name()}};
+  };
+  Json row = named("forward and backward");
   row["extra_bytes"] = extra;
   row["logits_bytes"] = logits;
   row["extra_to_logits"] = static_cast<double>(extra) / static_cast<double>(logits);
   std::vector<Contender> contenders;
   contenders.push_back(
-      {Json{{"form", "forward"}}, product, activations + weights, [job] { return job.forward(); }});
+      {named("forward"), product, activations + weights, [job] { return job.forward(); }});
   contenders.push_back({row, 3 * product, 2 * activations + 3 * weights, both});
   return contenders;
 }
@@ -123,13 +133,14 @@ Result<std::string> bench_head(std::string_view options, int threads, bool pin,
   AMXT_ASSIGN(const BenchRequest request, parse_bench_request(kind(), options));
   AMXT_ASSIGN(const std::unique_ptr<BenchRun> run,
               BenchRun::create(kind(), request, threads, pin, limits));
-  AMXT_ASSIGN(const auto gemm, kernels::Gemm<bf16>::create(run->pool(), run->isa()));
   AMXT_TRY(run->limit_by_compute());
   for (const BenchShape& each : request.shapes) {
     model::ModelConfig config;
     config.vocab_size = each[1];
     config.hidden_size = each[2];
-    Job job{nullptr, gemm.get(), {}};
+    const store::Layout::Order order = store::Layout::order_for(config, true);
+    AMXT_ASSIGN(const auto gemm, kernels::Gemm<bf16>::create(run->pool(), run->isa(), order));
+    Job job{nullptr, gemm.get(), 0, {}};
     const int64_t bytes = place(config, each[0], nullptr, &job.o);
     AMXT_TRY(check_bench_memory(kind(), each, bytes));
     AMXT_ASSIGN(const Buffer memory, Buffer::allocate(bytes, "operands of the benchmark"));
@@ -138,6 +149,8 @@ Result<std::string> bench_head(std::string_view options, int threads, bool pin,
     AMXT_ASSIGN(const auto head,
                 model::Head<bf16>::create(config, run->pool(), run->isa(), gemm.get(), each[0]));
     job.head = head.get();
+    job.gemm_bytes = kernels::Gemm<bf16>::scratch_bytes_needed(order, job.o.rows, job.o.width,
+                                                               job.o.hidden, threads);
     AMXT_TRY(run->take_turns(each, directions_of(job)));
   }
   return run->result().dump();

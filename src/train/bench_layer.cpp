@@ -5,7 +5,9 @@
 
 #include "base/buffer.h"
 #include "base/carver.h"
+#include "kernels/blocked_layout.h"
 #include "model/decoder.h"
+#include "store/layout.h"
 #include "train/bench_kernels.h"
 #include "train/bench_samples.h"
 
@@ -62,8 +64,10 @@ struct Operands {
 };
 
 Matrix place_matrix(int64_t N, int64_t K, Carver* carver) {
-  bf16* const weight = carver->take<bf16>(N * K);
-  return {N, K, weight, carver->take<bf16>(N * K), nullptr, nullptr};
+  // Random, so that one buffer serves in either order.
+  const int64_t elements = kernels::BlockedShape{N, K}.elements();
+  bf16* const weight = carver->take<bf16>(elements);
+  return {N, K, weight, carver->take<bf16>(elements), nullptr, nullptr};
 }
 
 int64_t place(const ModelConfig& c, int64_t T, std::byte* memory, Operands* to) {
@@ -112,7 +116,8 @@ void fill(const ModelConfig& c, const Operands& o) {
   // Weights as small as those of a model, so that activations keep their size.
   uint64_t seed = 0;
   for (const Matrix* matrix : {&o.qkv, &o.output, &o.gate_up, &o.down}) {
-    fill_random(matrix->weight, matrix->N * matrix->K, ++seed, 0.02f);
+    fill_random(matrix->weight, kernels::BlockedShape{matrix->N, matrix->K}.elements(), ++seed,
+                0.02f);
   }
   fill_random(o.norms, 2 * D, ++seed);
   fill_random(o.x, o.T * D, ++seed);
@@ -151,10 +156,11 @@ std::vector<Contender> directions_of(const ModelConfig& c, const Job& job) {
     return job.backward();
   };
   std::vector<Contender> contenders;
+  contenders.push_back({Json{{"form", "forward"}, {"implementation", job.gemm->name()}}, forward,
+                        2 * weights + rows, [job] { return job.forward(); }});
   contenders.push_back(
-      {Json{{"form", "forward"}}, forward, 2 * weights + rows, [job] { return job.forward(); }});
-  contenders.push_back(
-      {Json{{"form", "forward and backward"}}, 3 * forward, 6 * weights + 2 * rows, both});
+      {Json{{"form", "forward and backward"}, {"implementation", job.gemm->name()}}, 3 * forward,
+       6 * weights + 2 * rows, both});
   return contenders;
 }
 
@@ -166,10 +172,12 @@ Result<std::string> bench_layer(std::string_view options, int threads, bool pin,
   for (const BenchShape& each : request.shapes) AMXT_TRY(config_of(each));
   AMXT_ASSIGN(const std::unique_ptr<BenchRun> run,
               BenchRun::create(kind(), request, threads, pin, limits));
-  AMXT_ASSIGN(const auto gemm, kernels::Gemm<bf16>::create(run->pool(), run->isa()));
   AMXT_TRY(run->limit_by_compute());
   for (const BenchShape& each : request.shapes) {
     AMXT_ASSIGN(const ModelConfig config, config_of(each));
+    AMXT_ASSIGN(const auto gemm,
+                kernels::Gemm<bf16>::create(run->pool(), run->isa(),
+                                            store::Layout::order_for(config, true)));
     Job job{nullptr, gemm.get(), config.hidden_size, {}};
     const int64_t T = each[0], bytes = place(config, T, nullptr, &job.o);
     AMXT_TRY(check_bench_memory(kind(), each, bytes));

@@ -250,6 +250,8 @@ TEST_F(CommandBench, HeadTellsItsMemory) {
                          {{"forward", {2 * T * V * D, 2 * (T * D + V * D)}},
                           {"forward and backward", {6 * T * V * D, 2 * (2 * T * D + 3 * V * D)}}});
   const Json& row = result.at("rows").at(1);
+  EXPECT_EQ(row.at("implementation").get<std::string>().find("blocked"), std::string::npos)
+      << "48 columns are no multiple of 32";
   EXPECT_EQ(row.at("logits_bytes"), 4 * T * V);
   EXPECT_GT(row.at("extra_bytes"), 4 * T * 4096);
   EXPECT_LT(row.at("extra_to_logits"), 0.25) << "what the head promises";
@@ -274,10 +276,14 @@ TEST_F(CommandBench, LayerCountsTheModel) {
   const double T = 65, D = 96, I = 160, Q = 6 * 16, KV = 2 * 16,
                weights = D * (Q + 2 * KV) + D * Q + 3 * D * I,
                forward = 2 * T * weights + 4 * Q * T * (T + 1) / 2;
-  expect_kernel_rows(
+  const Json result = expect_kernel_rows(
       amxtrain(kernel("layer", "65,96,160,6,2,16")), {65, 96, 160, 6, 2, 16},
       {{"forward", {forward, 2 * weights + 2 * 2 * T * D}},
        {"forward and backward", {3 * forward, 3 * 2 * weights + 2 * 2 * 2 * T * D}}});
+  for (const Json& row : result.at("rows")) {
+    EXPECT_TRUE(has(row.at("implementation").get<std::string>(), "blocked"))
+        << "as the step has it";
+  }
 }
 
 TEST_F(CommandBench, KernelsAreTablesForPeople) {
