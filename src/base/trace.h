@@ -3,6 +3,7 @@
 // Thread-safety: the spans of a trace are those of one thread at a time. Recording allocates nothing.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
