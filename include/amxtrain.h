@@ -1968,6 +1968,7 @@ typedef struct amxt_run_options {
   const char* model_directory; /* of the final model's tokenizer files; NULL: the trainer's */
   amxt_event_fn event;         /* or NULL */
   void* event_user_data;
+  const char* profile_path; /* Chrome trace of rank 0's operations in the third step; NULL: none */
 } amxt_run_options;
 
 #define AMXT_RUN_OPTIONS_INIT \
@@ -1978,6 +1979,7 @@ typedef struct amxt_run_options {
    AMXT_UNSET_I64,            \
    AMXT_UNSET_I64,            \
    AMXT_UNSET_I64,            \
+   NULL,                      \
    NULL,                      \
    NULL,                      \
    NULL,                      \

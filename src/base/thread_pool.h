@@ -13,6 +13,7 @@
 
 #include "base/function_ref.h"
 #include "base/result.h"
+#include "base/trace.h"
 
 namespace amxt {
 
@@ -39,6 +40,10 @@ class ThreadPool {
   // Cuts [0, count) into blocks of `block` (fixed by the caller, never by the thread count) and runs them.
   void run_blocks(int64_t count, int64_t block, FunctionRef<void(int64_t begin, int64_t end)> task);
 
+  // Where operations that run on this pool record what they do; null: nowhere. Set by the thread that calls run().
+  Trace* trace() const { return trace_; }
+  void set_trace(Trace* trace) { trace_ = trace; }
+
   // Pins the calling thread to cpus[0], if there are cpus.
   void pin_caller() const;
 
@@ -48,6 +53,7 @@ class ThreadPool {
   void take_tasks(int thread);
 
   Options options_;
+  Trace* trace_ = nullptr;
   std::vector<std::thread> workers_;
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int64_t> next_{0};

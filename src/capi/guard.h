@@ -54,6 +54,8 @@ template <>
 inline constexpr std::array kOlderSizes<amxt_trainer_options>{
     offsetof(amxt_trainer_options, prefetch_parameters)};
 template <>
+inline constexpr std::array kOlderSizes<amxt_run_options>{offsetof(amxt_run_options, profile_path)};
+template <>
 inline constexpr std::array kOlderSizes<amxt_step_metrics>{offsetof(amxt_step_metrics, wire_bytes)};
 
 Status check_size(uint32_t given, size_t known, std::span<const size_t> older,

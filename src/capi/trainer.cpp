@@ -305,6 +305,7 @@ Result<BoundRun> read_run(const amxt_trainer* trainer, const amxt_run_options* g
   run.options.output = text_or(options.output, "");
   run.options.resume = text_or(options.resume, "");
   run.options.metrics_path = text_or(options.metrics_path, "");
+  run.options.profile_path = text_or(options.profile_path, "");
   run.options.model_directory = text_or(options.model_directory, "");
   if (options.eval_data != nullptr) {
     AMXT_ASSIGN(run.eval_data, bind(trainer, options.eval_data, "amxt_run_options.eval_data"));

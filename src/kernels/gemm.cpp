@@ -60,6 +60,11 @@ class OwnGemm final : public Gemm<bf16> {
                              const bf16* x, int64_t ldx, bf16* dw, int64_t) override {
     return products_->grad_weight(T, N, K, dy, lddy, x, ldx, dw);
   }
+  bool sums_pairs() const override { return true; }
+  Status grad_weight_of_pairs(std::span<const Pair> pairs, int64_t N, int64_t K, int64_t lddy,
+                              int64_t ldx, bf16* dw) override {
+    return products_->grad_weight(pairs, N, K, lddy, ldx, dw);
+  }
   // dX is one sum over N, which a caller that splits it adds up in another order.
   bool one_order() const override { return false; }
 
@@ -138,9 +143,10 @@ Result<std::unique_ptr<Gemm<bf16>>> Gemm<bf16>::create(ThreadPool* pool, Isa isa
 }
 
 template <typename E>
-int64_t Gemm<E>::scratch_bytes_needed(WeightOrder order, int64_t T, int64_t N, int64_t K,
-                                      int threads) {
-  return order == WeightOrder::kBlocked ? BlockedGemm::scratch_bytes_needed(T, N, K, threads) : 0;
+int64_t Gemm<E>::scratch_bytes_needed(WeightOrder order, int64_t T, int64_t all_T, int64_t N,
+                                      int64_t K, int threads) {
+  if (order != WeightOrder::kBlocked) return 0;
+  return BlockedGemm::scratch_bytes_needed(T, all_T, N, K, threads);
 }
 
 template class Gemm<float>;

@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -64,9 +65,22 @@ class Gemm {
   virtual Status grad_weight_rounded(int64_t T, int64_t N, int64_t K, const E* dy, int64_t lddy,
                                      const E* x, int64_t ldx, E* dw, int64_t lddw) = 0;
 
-  // Scratch that products of at most these sides may come to take; 0 for what is taken elsewhere.
-  static int64_t scratch_bytes_needed(WeightOrder order, int64_t T, int64_t N, int64_t K,
-                                      int threads);
+  // dW of several micro-batches in one sum, rounded once; only where sums_pairs().
+  struct Pair {
+    const E *dy, *x;
+    int64_t T;
+  };
+  virtual bool sums_pairs() const { return false; }
+  virtual Status grad_weight_of_pairs(std::span<const Pair> pairs, int64_t N, int64_t K,
+                                      int64_t lddy, int64_t ldx, E* dw) {
+    (void)pairs, (void)N, (void)K, (void)lddy, (void)ldx, (void)dw;
+    return Error(Code::kUnsupported, name_ + " sums no pairs");
+  }
+
+  // Scratch that products of at most these sides may come to take, sums over pairs of `all_T` tokens among them; 0 for what is taken
+  // elsewhere.
+  static int64_t scratch_bytes_needed(WeightOrder order, int64_t T, int64_t all_T, int64_t N,
+                                      int64_t K, int threads);
 
   // The ordered list with reasons; the taken one has an empty reason.
   const std::vector<GemmCandidate>& candidates() const { return candidates_; }

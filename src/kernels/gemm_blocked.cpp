@@ -97,8 +97,8 @@ int64_t BlockedGemm::rows_at_once(int64_t columns) const {
   return std::max(scratch_bytes_ / row_bytes / kGroupLength, int64_t{1}) * kGroupLength;
 }
 
-Result<PackedOperand> BlockedGemm::pack(PackRows pack_rows, const RowMajor& from, int64_t panels,
-                                        int64_t steps, Buffer* to) {
+Result<PackedOperand> BlockedGemm::pack(PackRows pack_rows, std::span<const RowMajor> matrices,
+                                        int64_t panels, int64_t steps, Buffer* to) {
   const int64_t group_stride = panels * kGroupElements;
   const int64_t bytes = parts(steps, kGroupSteps) * group_stride * int64_t{sizeof(bf16)};
   if (bytes > to->bytes()) {
@@ -107,13 +107,17 @@ Result<PackedOperand> BlockedGemm::pack(PackRows pack_rows, const RowMajor& from
   }
   bf16* const data = to->as<bf16>();
   constexpr int64_t kColumns = 2048;  // of a task: a page of each row
-  const int64_t down = parts(from.rows, kBlockSide), across = parts(from.columns, kColumns);
-  const int64_t column_end = parts(from.columns, kBlockSide) * kBlockSide;
-  pool_->run(down * across, [&](int64_t task, int) {
-    const int64_t column = task % across * kColumns;
-    pack_rows(from, task / across * kBlockSide, column, std::min(column_end, column + kColumns),
-              data, group_stride);
-  });
+  for (const RowMajor& from : matrices) {
+    const int64_t first = from.first_row / kBlockSide;
+    const int64_t down = parts(from.rows, kBlockSide) - first,
+                  across = parts(from.columns, kColumns);
+    const int64_t column_end = parts(from.columns, kBlockSide) * kBlockSide;
+    pool_->run(down * across, [&](int64_t task, int) {
+      const int64_t column = task % across * kColumns;
+      pack_rows(from, (first + task / across) * kBlockSide, column,
+                std::min(column_end, column + kColumns), data, group_stride);
+    });
+  }
   return PackedOperand{data, kGroupElements, group_stride};
 }
 
@@ -157,8 +161,8 @@ Status BlockedGemm::forward_to(int64_t T, int64_t K, const bf16* x, int64_t ldx,
     part.rows = std::min(most, T - row);
     part.data = advance(y, row * y.ld);
     const int64_t panels = parts(part.rows, kBlockSide);
-    AMXT_ASSIGN(const PackedOperand a,
-                pack(kernel_.pack_x, {x + row * ldx, part.rows, K, ldx}, panels, steps, &first_));
+    AMXT_ASSIGN(const PackedOperand a, pack(kernel_.pack_x, {{{x + row * ldx, part.rows, K, ldx}}},
+                                            panels, steps, &first_));
     multiply(kernel_.forward, a, panels, weights_in_steps(w, K), parts(N, kBlockSide), steps, part);
   }
   return {};
@@ -178,27 +182,40 @@ Status BlockedGemm::grad_input_to(int64_t T, int64_t N, const bf16* dy, int64_t 
     part.rows = std::min(most, T - row);
     part.data = advance(dx, row * dx.ld);
     const int64_t panels = parts(part.rows, kBlockSide);
-    AMXT_ASSIGN(const PackedOperand b, pack(kernel_.pack_dy, {dy + row * lddy, part.rows, N, lddy},
-                                            panels, steps, &second_));
+    AMXT_ASSIGN(
+        const PackedOperand b,
+        pack(kernel_.pack_dy, {{{dy + row * lddy, part.rows, N, lddy}}}, panels, steps, &second_));
     multiply(kernel_.grad_input, weights_in_steps(w, K), parts(K, kBlockSide), b, panels, steps,
              part);
   }
   return {};
 }
 
-// Long sequences: by columns of X, and for each part by columns of dY, so that the sum over T stays one.
-Status BlockedGemm::grad_weight_to(int64_t T, const bf16* dy, int64_t lddy, const bf16* x,
-                                   int64_t ldx, ResultPlace dw) {
+// Long sequences: by columns of X, and for each part by columns of dY, so that the sum over T stays one. Each pair begins a step of its own.
+Status BlockedGemm::grad_weight_to(std::span<const GradientPair> pairs, int64_t lddy, int64_t ldx,
+                                   ResultPlace dw) {
   const int64_t N = dw.rows, K = dw.columns;
+  int64_t steps = 0;
+  for (const GradientPair& pair : pairs) steps += parts(pair.T, kBlockSide);
   if (N == 0 || K == 0) return {};
-  if (T == 0) {
+  if (steps == 0) {
     fill_zero(dw, parts(N, kBlockSide), dw.ld);
     return {};
   }
-  const int64_t most = rows_at_once(T), steps = parts(T, kBlockSide);
+  const auto matrices = [&](bool of_x, int64_t column, int64_t columns) {
+    packing_.clear();
+    int64_t first = 0;
+    for (const GradientPair& pair : pairs) {
+      const bf16* const data = (of_x ? pair.x : pair.dy) + column;
+      packing_.push_back({data, first + pair.T, columns, of_x ? ldx : lddy, first});
+      first += parts(pair.T, kBlockSide) * kBlockSide;
+    }
+    return std::span<const RowMajor>(packing_);
+  };
+  const int64_t most = rows_at_once(steps * kBlockSide);
   for (int64_t column = 0; column < K; column += most) {
     const int64_t columns = std::min(most, K - column), a_panels = parts(columns, kBlockSide);
-    AMXT_ASSIGN(const PackedOperand a, pack(kernel_.pack_x_over_t, {x + column, T, columns, ldx},
+    AMXT_ASSIGN(const PackedOperand a, pack(kernel_.pack_x_over_t, matrices(true, column, columns),
                                             a_panels, steps, &first_));
     for (int64_t row = 0; row < N; row += most) {
       ResultPlace part = dw;
@@ -208,7 +225,7 @@ Status BlockedGemm::grad_weight_to(int64_t T, const bf16* dy, int64_t lddy, cons
       const int64_t b_panels = parts(part.rows, kBlockSide);
       AMXT_ASSIGN(
           const PackedOperand b,
-          pack(kernel_.pack_dy_over_t, {dy + row, T, part.rows, lddy}, b_panels, steps, &second_));
+          pack(kernel_.pack_dy_over_t, matrices(false, row, part.rows), b_panels, steps, &second_));
       multiply(kernel_.grad_weight, a, a_panels, b, b_panels, steps, part);
     }
   }
@@ -216,7 +233,8 @@ Status BlockedGemm::grad_weight_to(int64_t T, const bf16* dy, int64_t lddy, cons
 }
 
 // Each buffer keeps the largest operand that was packed into it.
-int64_t BlockedGemm::scratch_bytes_needed(int64_t T, int64_t N, int64_t K, int threads) {
+int64_t BlockedGemm::scratch_bytes_needed(int64_t T, int64_t all_T, int64_t N, int64_t K,
+                                          int threads) {
   const auto packed = [](int64_t rows, int64_t contracted) {
     const int64_t row_bytes =
         parts(contracted, kGroupLength) * kGroupLength * int64_t{sizeof(bf16)};
@@ -228,8 +246,8 @@ int64_t BlockedGemm::scratch_bytes_needed(int64_t T, int64_t N, int64_t K, int t
   for (const BlockedKernel* kernel : {&blocked_kernel_avx2(), &blocked_kernel_avx512(),
                                       &blocked_kernel_avx512bf16(), &blocked_kernel_amx()})
     of_thread = std::max(of_thread, thread_bytes(*kernel));
-  return of_thread * threads + std::max(packed(T, K), packed(K, T)) +
-         std::max(packed(T, N), packed(N, T));
+  return of_thread * threads + std::max(packed(T, K), packed(K, all_T)) +
+         std::max(packed(T, N), packed(N, all_T));
 }
 
 Status BlockedGemm::forward(int64_t T, int64_t N, int64_t K, const bf16* x, int64_t ldx,
@@ -252,16 +270,16 @@ Status BlockedGemm::grad_input_float(int64_t T, int64_t N, int64_t K, const bf16
   return grad_input_to(T, N, dy, lddy, w, {dx, T, K, lddx, true, accumulate});
 }
 
-Status BlockedGemm::grad_weight(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
-                                const bf16* x, int64_t ldx, bf16* dw) {
+Status BlockedGemm::grad_weight(std::span<const GradientPair> pairs, int64_t N, int64_t K,
+                                int64_t lddy, int64_t ldx, bf16* dw) {
   const int64_t panel = BlockedShape{N, K}.panel_elements();
-  return grad_weight_to(T, dy, lddy, x, ldx, {dw, N, K, panel, false, false});
+  return grad_weight_to(pairs, lddy, ldx, {dw, N, K, panel, false, false});
 }
 
-Status BlockedGemm::grad_weight_float(int64_t T, int64_t N, int64_t K, const bf16* dy, int64_t lddy,
-                                      const bf16* x, int64_t ldx, float* dw, bool accumulate) {
+Status BlockedGemm::grad_weight_float(std::span<const GradientPair> pairs, int64_t N, int64_t K,
+                                      int64_t lddy, int64_t ldx, float* dw, bool accumulate) {
   const int64_t panel = BlockedShape{N, K}.panel_elements();
-  return grad_weight_to(T, dy, lddy, x, ldx, {dw, N, K, panel, true, accumulate});
+  return grad_weight_to(pairs, lddy, ldx, {dw, N, K, panel, true, accumulate});
 }
 
 }  // namespace amxt::kernels

@@ -15,10 +15,10 @@ namespace amxt::kernels {
 inline constexpr int64_t kGroupSteps = 8;  // the depth that a block of sums is visited with, 256
 inline constexpr int64_t kLine = 32, kBlock = kLine * kLine, kPanelStride = kGroupSteps * kBlock;
 
-// A matrix in memory as it stands.
+// A matrix in memory as it stands, or rows [first_row, rows) of one: `data` is of the first that is there.
 struct RowMajor {
   const bf16* data;
-  int64_t rows, columns, ld;
+  int64_t rows, columns, ld, first_row = 0;
 };
 
 // Where the block of a panel and a step is: data + step / 8 * group_stride + panel * panel_stride + step % 8 * 1024, in elements. Packed

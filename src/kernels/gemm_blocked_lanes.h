@@ -14,7 +14,7 @@ inline int64_t lesser(int64_t a, int64_t b) { return a < b ? a : b; }
 inline F lanes_of(const RowMajor& from, int64_t row, int64_t column) {
   const int64_t left = row < from.rows ? from.columns - column : 0;
   if (left <= 0) return all(0);
-  const bf16* const at = from.data + row * from.ld + column;
+  const bf16* const at = from.data + (row - from.first_row) * from.ld + column;
   return left >= kLanes ? load(at) : load(at, left);
 }
 

@@ -12,7 +12,7 @@ namespace {
 // 32 elements of a row, zeros beyond the matrix.
 inline __m512i line_of(const RowMajor& from, int64_t row, int64_t column) {
   if (row >= from.rows) return _mm512_setzero_si512();
-  const bf16* const at = from.data + row * from.ld + column;
+  const bf16* const at = from.data + (row - from.first_row) * from.ld + column;
   // The hardware does not follow 32 rows at once: without this twice the time over columns.
   _mm_prefetch(at + 2 * kLine, _MM_HINT_T0);
   return _mm512_maskz_loadu_epi16(first_of_32(from.columns - column), at);

@@ -138,9 +138,28 @@ Result<std::unique_ptr<Decoder<E>>> Decoder<E>::create(const ModelConfig& config
   return decoder;
 }
 
+// Elements that an operation reads or writes; products are told by their FLOP.
+template <typename E>
+Span Decoder<E>::elementwise(const char* name, int64_t elements) const {
+  return Span(pool_->trace(), name, 0, static_cast<double>(elements) * sizeof(E));
+}
+template <typename E>
+Span Decoder<E>::product(const char* name, int64_t rows, int64_t out, int64_t in) const {
+  return Span(pool_->trace(), name,
+              2.0 * static_cast<double>(rows * out) * static_cast<double>(in));
+}
+
+// FLOP of each pair of positions that see each other and each element of a head; a document of the whole sequence is assumed.
+template <typename E>
+Span Decoder<E>::attention_span(const char* name, int64_t T, int flop) const {
+  const double pairs = 0.5 * static_cast<double>(T) * static_cast<double>(T + 1);
+  return Span(pool_->trace(), name, flop * pairs * static_cast<double>(config_.query_size()));
+}
+
 template <typename E>
 void Decoder<E>::norm(int64_t rows, const E* x, const E* weight, E* y) {
   const int64_t dim = config_.hidden_size;
+  const Span span = elementwise("norm", 2 * rows * dim);
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     kernels::rms_norm_forward(isa_, end - begin, dim, x + begin * dim, dim, weight,
                               static_cast<float>(config_.rms_norm_eps), y + begin * dim, dim,
@@ -152,6 +171,7 @@ template <typename E>
 void Decoder<E>::norm_backward(int64_t rows, const E* x, const E* weight, const E* dy,
                                const E* residual, E* dx, float* dweight) {
   const int64_t dim = config_.hidden_size;
+  const Span span = elementwise("norm backward", 4 * rows * dim);
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     float* partial = partial_ + begin / kRowBlock * dim;
     std::memset(partial, 0, static_cast<size_t>(dim) * sizeof(float));
@@ -167,6 +187,7 @@ void Decoder<E>::norm_backward(int64_t rows, const E* x, const E* weight, const 
 template <typename E>
 void Decoder<E>::add_bias(int64_t rows, int64_t columns, E* x, const E* bias) {
   if (bias == nullptr) return;
+  const Span span = elementwise("bias", 2 * rows * columns);
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     kernels::add_bias(isa_, end - begin, columns, x + begin * columns, columns, bias);
   });
@@ -175,6 +196,8 @@ void Decoder<E>::add_bias(int64_t rows, int64_t columns, E* x, const E* bias) {
 template <typename E>
 void Decoder<E>::rotate(const Rows& rows, E* qkv, bool inverse) {
   const int64_t ld = qkv_columns();
+  const Span span =
+      elementwise("rotation", 2 * rows.count() * (config_.query_size() + config_.kv_size()));
   pool_->run_blocks(rows.count(), kRowBlock, [&](int64_t begin, int64_t end) {
     // q and k are adjacent heads of one row.
     kernels::rope(isa_, end - begin, config_.heads + config_.kv_heads, config_.head_dim,
@@ -187,6 +210,7 @@ void Decoder<E>::head_norms(const Rows& rows, const LayerWeights<E>& weights, co
                             E* qkv) {
   const int64_t ld = qkv_columns(), dim = config_.head_dim;
   const float eps = static_cast<float>(config_.rms_norm_eps);
+  const Span span = elementwise("head norms", 2 * rows.count() * ld);
   pool_->run_blocks(rows.count(), kRowBlock, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const E* from = raw + row * ld;
@@ -208,6 +232,7 @@ void Decoder<E>::head_norms_backward(const Rows& rows, const LayerWeights<E>& we
                                      E* dqkv, float* dquery_norm, float* dkey_norm) {
   const int64_t ld = qkv_columns(), dim = config_.head_dim;
   const float eps = static_cast<float>(config_.rms_norm_eps);
+  const Span span = elementwise("head norms backward", 3 * rows.count() * ld);
   pool_->run_blocks(rows.count(), kRowBlock, [&](int64_t begin, int64_t end) {
     float* query_partial = partial_ + begin / kRowBlock * 2 * dim;
     float* key_partial = query_partial + dim;
@@ -241,7 +266,10 @@ Status Decoder<E>::attention_half(const LayerWeights<E>& weights, const Rows& ro
                 KV = config_.kv_size(), W = qkv_columns();
   norm(M, x, weights.input_norm, normed);
   E* projected = config_.qk_norm ? qkv_raw : qkv;
-  AMXT_TRY(gemm_->forward(M, W, D, normed, D, weights.qkv, D, projected, W));
+  {
+    const Span span = product("qkv", M, W, D);
+    AMXT_TRY(gemm_->forward(M, W, D, normed, D, weights.qkv, D, projected, W));
+  }
   add_bias(M, W, projected, weights.qkv_bias);
   if (config_.qk_norm) head_norms(rows, weights, qkv_raw, qkv);
   rotate(rows, qkv, false);
@@ -250,13 +278,18 @@ Status Decoder<E>::attention_half(const LayerWeights<E>& weights, const Rows& ro
       const int64_t first = sample * rows.sequence;
       const auto shape = attention_shape(config_, rows.sequence, rows.document_start + first);
       const E* q = qkv + first * W;
+      const Span span = attention_span("attention", rows.sequence, 4);
       kernels::attention_forward(*pool_, isa_, shape, q, W, q + Q, W, q + Q + KV, W,
                                  attention + first * Q, Q, lse + first * config_.heads,
                                  attention_scratch_);
     }
   }
-  AMXT_TRY(gemm_->forward(M, D, Q, attention, Q, weights.output, Q, middle, D));
+  {
+    const Span span = product("output", M, D, Q);
+    AMXT_TRY(gemm_->forward(M, D, Q, attention, Q, weights.output, Q, middle, D));
+  }
   add_bias(M, D, middle, weights.output_bias);
+  const Span span = elementwise("residual", 3 * M * D);
   pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
     kernels::add_rows(isa_, end - begin, D, x + begin * D, D, middle + begin * D, D,
                       middle + begin * D, D);
@@ -269,7 +302,10 @@ Status Decoder<E>::mlp_first_half(const LayerWeights<E>& weights, const Rows& ro
                                   E* normed, E* gate_up) {
   const int64_t M = rows.count(), D = config_.hidden_size, I = config_.intermediate_size;
   norm(M, middle, weights.post_norm, normed);
-  AMXT_TRY(gemm_->forward(M, 2 * I, D, normed, D, weights.gate_up, D, gate_up, 2 * I));
+  {
+    const Span span = product("gate and up", M, 2 * I, D);
+    AMXT_TRY(gemm_->forward(M, 2 * I, D, normed, D, weights.gate_up, D, gate_up, 2 * I));
+  }
   add_bias(M, 2 * I, gate_up, weights.gate_up_bias);
   return {};
 }
@@ -287,13 +323,20 @@ Status Decoder<E>::forward(const LayerWeights<E>& weights, const Rows& rows, con
                           or_scratch(kept.qkv, qkv_), or_scratch(kept.lse, lse_),
                           or_scratch(kept.attention, attention_), false, middle));
   AMXT_TRY(mlp_first_half(weights, rows, middle, normed_, gate_up));
-  pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
-    const E* gate = gate_up + begin * 2 * I;
-    kernels::swiglu_forward(isa_, end - begin, I, gate, 2 * I, gate + I, 2 * I,
-                            activated_ + begin * I, I);
-  });
-  AMXT_TRY(gemm_->forward(M, D, I, activated_, I, weights.down, I, y, D));
+  {
+    const Span span = elementwise("swiglu", 3 * M * I);
+    pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
+      const E* gate = gate_up + begin * 2 * I;
+      kernels::swiglu_forward(isa_, end - begin, I, gate, 2 * I, gate + I, 2 * I,
+                              activated_ + begin * I, I);
+    });
+  }
+  {
+    const Span span = product("down", M, D, I);
+    AMXT_TRY(gemm_->forward(M, D, I, activated_, I, weights.down, I, y, D));
+  }
   add_bias(M, D, y, weights.down_bias);
+  const Span span = elementwise("residual", 3 * M * D);
   pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
     kernels::add_rows(isa_, end - begin, D, middle + begin * D, D, y + begin * D, D, y + begin * D,
                       D);
@@ -307,6 +350,7 @@ Status Decoder<E>::backward(const LayerWeights<E>& weights, const Rows& rows, co
   const int64_t M = rows.count(), D = config_.hidden_size, I = config_.intermediate_size;
   const int64_t Q = config_.query_size(), KV = config_.kv_size(), W = qkv_columns();
   const auto copy = [&](const E* from, E* to, int64_t columns) {
+    const Span span = elementwise("copy", 2 * M * columns);
     pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
       std::memcpy(to + begin * columns, from + begin * columns,
                   static_cast<size_t>((end - begin) * columns) * sizeof(E));
@@ -337,24 +381,37 @@ Status Decoder<E>::backward(const LayerWeights<E>& weights, const Rows& rows, co
 
   // MLP: y = middle + down(swiglu(gate_up(norm(middle)))).
   copy(gradient, out.dout, D);
-  AMXT_TRY(gemm_->grad_input(M, D, I, gradient, D, weights.down, I, d_wide_, I));
-  pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
-    const E* gate = gate_up + begin * 2 * I;
-    E* dgate = out.dgate_up + begin * 2 * I;
-    kernels::swiglu_backward(isa_, end - begin, I, gate, 2 * I, gate + I, 2 * I,
-                             d_wide_ + begin * I, I, dgate, 2 * I, dgate + I, 2 * I,
-                             out.activated + begin * I, I);
-  });
-  AMXT_TRY(gemm_->grad_input(M, 2 * I, D, out.dgate_up, 2 * I, weights.gate_up, D, d_hidden_, D));
+  {
+    const Span span = product("down dX", M, D, I);
+    AMXT_TRY(gemm_->grad_input(M, D, I, gradient, D, weights.down, I, d_wide_, I));
+  }
+  {
+    const Span span = elementwise("swiglu backward", 6 * M * I);
+    pool_->run_blocks(M, kRowBlock, [&](int64_t begin, int64_t end) {
+      const E* gate = gate_up + begin * 2 * I;
+      E* dgate = out.dgate_up + begin * 2 * I;
+      kernels::swiglu_backward(isa_, end - begin, I, gate, 2 * I, gate + I, 2 * I,
+                               d_wide_ + begin * I, I, dgate, 2 * I, dgate + I, 2 * I,
+                               out.activated + begin * I, I);
+    });
+  }
+  {
+    const Span span = product("gate and up dX", M, 2 * I, D);
+    AMXT_TRY(gemm_->grad_input(M, 2 * I, D, out.dgate_up, 2 * I, weights.gate_up, D, d_hidden_, D));
+  }
   norm_backward(M, middle, weights.post_norm, d_hidden_, gradient, out.dmiddle, out.dpost_norm);
 
   // Attention: middle = x + output(attention(qkv(norm(x)))).
-  AMXT_TRY(gemm_->grad_input(M, D, Q, out.dmiddle, D, weights.output, Q, d_wide_, Q));
+  {
+    const Span span = product("output dX", M, D, Q);
+    AMXT_TRY(gemm_->grad_input(M, D, Q, out.dmiddle, D, weights.output, Q, d_wide_, Q));
+  }
   for (int64_t sample = 0; sample < rows.samples; ++sample) {
     const int64_t first = sample * rows.sequence;
     const auto shape = attention_shape(config_, rows.sequence, rows.document_start + first);
     const E* q = qkv + first * W;
     E* dq = out.dqkv + first * W;
+    const Span span = attention_span("attention backward", rows.sequence, 10);
     kernels::attention_backward(*pool_, isa_, shape, q, W, q + Q, W, q + Q + KV, W,
                                 out.attention + first * Q, Q, lse + first * config_.heads,
                                 d_wide_ + first * Q, Q, dq, W, dq + Q, W, dq + Q + KV, W,
@@ -363,7 +420,10 @@ Status Decoder<E>::backward(const LayerWeights<E>& weights, const Rows& rows, co
   rotate(rows, out.dqkv, true);
   if (config_.qk_norm)
     head_norms_backward(rows, weights, qkv_raw, out.dqkv, out.dquery_norm, out.dkey_norm);
-  AMXT_TRY(gemm_->grad_input(M, W, D, out.dqkv, W, weights.qkv, D, d_hidden_, D));
+  {
+    const Span span = product("qkv dX", M, W, D);
+    AMXT_TRY(gemm_->grad_input(M, W, D, out.dqkv, W, weights.qkv, D, d_hidden_, D));
+  }
   norm_backward(M, x, weights.input_norm, d_hidden_, out.dmiddle, gradient, out.dinput_norm);
   return {};
 }

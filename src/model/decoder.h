@@ -128,6 +128,10 @@ class Decoder {
   void head_norms_backward(const Rows& rows, const LayerWeights<E>& weights, const E* raw, E* dqkv,
                            float* dquery_norm, float* dkey_norm);
   void add_bias(int64_t rows, int64_t columns, E* x, const E* bias);
+  // For the pool's trace.
+  Span elementwise(const char* name, int64_t elements) const;
+  Span product(const char* name, int64_t rows, int64_t out, int64_t in) const;
+  Span attention_span(const char* name, int64_t T, int flop) const;
   int64_t qkv_columns() const { return config_.query_size() + 2 * config_.kv_size(); }
 
   ModelConfig config_;

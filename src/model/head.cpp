@@ -44,6 +44,7 @@ template <typename E>
 void Head<E>::embed(int64_t rows, const int32_t* token, const E* embedding, bool is_blocked, E* x) {
   const int64_t D = config_.hidden_size;
   const kernels::BlockedShape shape{config_.vocab_size, D};
+  const Span span(pool_->trace(), "embedding", 0, 2.0 * static_cast<double>(rows * D) * sizeof(E));
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       if (is_blocked) {
@@ -58,11 +59,20 @@ void Head<E>::embed(int64_t rows, const int32_t* token, const E* embedding, bool
 template <typename E>
 void Head<E>::normalise(int64_t rows, const E* x, const E* weight, E* normed) {
   const int64_t D = config_.hidden_size;
+  const Span span(pool_->trace(), "norm", 0, 2.0 * static_cast<double>(rows * D) * sizeof(E));
   pool_->run_blocks(rows, kRowBlock, [&](int64_t begin, int64_t end) {
     kernels::rms_norm_forward(isa_, end - begin, D, x + begin * D, D, weight,
                               static_cast<float>(config_.rms_norm_eps), normed + begin * D, D,
                               nullptr);
   });
+}
+
+template <typename E>
+Status Head<E>::logits(int64_t rows, int64_t count, const E* normed, const E* weight) {
+  const int64_t D = config_.hidden_size;
+  const Span span(pool_->trace(), "logits",
+                  2.0 * static_cast<double>(rows * count) * static_cast<double>(D));
+  return gemm_->forward_float(rows, count, D, normed, D, weight, D, logits_, count);
 }
 
 template <typename E>
@@ -78,7 +88,8 @@ Status Head<E>::forward_block(int64_t rows, const E* normed, const E* weight, in
   const int64_t D = config_.hidden_size;
   for (int64_t row = 0; row < rows; row += kLogitRows) {
     const int64_t n = std::min(kLogitRows, rows - row);
-    AMXT_TRY(gemm_->forward_float(n, count, D, normed + row * D, D, weight, D, logits_, count));
+    AMXT_TRY(logits(n, count, normed + row * D, weight));
+    const Span span(pool_->trace(), "loss", 0, 4.0 * static_cast<double>(n * count));
     pool_->run_blocks(n, kRowBlock, [&](int64_t begin, int64_t end) {
       const int64_t at = row + begin;
       kernels::cross_entropy_accumulate(isa_, end - begin, count, logits_ + begin * count, count,
@@ -102,7 +113,9 @@ Status Head<E>::backward_block(int64_t rows, const E* normed, const E* weight, i
   const int64_t D = config_.hidden_size;
   for (int64_t row = 0; row < rows; row += kLogitRows) {
     const int64_t n = std::min(kLogitRows, rows - row);
-    AMXT_TRY(gemm_->forward_float(n, count, D, normed + row * D, D, weight, D, logits_, count));
+    AMXT_TRY(logits(n, count, normed + row * D, weight));
+    const Span span(pool_->trace(), "loss backward", 0,
+                    static_cast<double>(n * count) * (4.0 + sizeof(E)));
     pool_->run_blocks(n, kRowBlock, [&](int64_t begin, int64_t end) {
       const int64_t at = row + begin;
       kernels::cross_entropy_gradient(isa_, end - begin, count, logits_ + begin * count, count,
@@ -110,6 +123,8 @@ Status Head<E>::backward_block(int64_t rows, const E* normed, const E* weight, i
                                       dlogits + at * ldd, ldd);
     });
   }
+  const Span span(pool_->trace(), "head dX",
+                  2.0 * static_cast<double>(rows * count) * static_cast<double>(D));
   return gemm_->grad_input_float(rows, count, D, dlogits, ldd, weight, D, dnormed, D, !first_block);
 }
 

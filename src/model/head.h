@@ -67,6 +67,9 @@ class Head {
   Head(const ModelConfig& config, ThreadPool* pool, Isa isa, kernels::Gemm<E>* gemm)
       : config_(config), pool_(pool), isa_(isa), gemm_(gemm) {}
 
+  // logits_[rows, count] of a block of the vocabulary.
+  Status logits(int64_t rows, int64_t count, const E* normed, const E* weight);
+
   ModelConfig config_;
   ThreadPool* pool_;
   Isa isa_;

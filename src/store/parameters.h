@@ -133,6 +133,12 @@ class Parameters {
   int64_t shared_bytes() const { return segment_.bytes(); }
   // Elements of the segment that a node keeps for good, on one node and on several.
   static int64_t home_elements(const Layout& layout, const comm::Nodes& nodes, int node);
+  // That the norm of gradients reads, and that an update reads and writes.
+  double gradient_bytes() const { return static_cast<double>(gradient_.bytes()); }
+  double update_bytes() const {
+    return gradient_bytes() + 2.0 * static_cast<double>(low_.bytes() + moments_.bytes() +
+                                                        private_elements_ * int64_t{sizeof(E)});
+  }
   int64_t private_bytes() const { return low_.bytes() + moments_.bytes() + gradient_.bytes(); }
 
  private:

@@ -149,8 +149,8 @@ Result<std::string> bench_head(std::string_view options, int threads, bool pin,
     AMXT_ASSIGN(const auto head,
                 model::Head<bf16>::create(config, run->pool(), run->isa(), gemm.get(), each[0]));
     job.head = head.get();
-    job.gemm_bytes = kernels::Gemm<bf16>::scratch_bytes_needed(order, job.o.rows, job.o.width,
-                                                               job.o.hidden, threads);
+    job.gemm_bytes = kernels::Gemm<bf16>::scratch_bytes_needed(order, job.o.rows, job.o.rows,
+                                                               job.o.width, job.o.hidden, threads);
     AMXT_TRY(run->take_turns(each, directions_of(job)));
   }
   return run->result().dump();

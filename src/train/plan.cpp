@@ -116,7 +116,8 @@ MemoryPlan plan_for(const model::ModelConfig& config, const EffectiveOptions& op
     plan.gradients = elements * dtype_bytes(plan.gradient_dtype);
   }
   plan.kept = StepRunner<E>::kept_bytes(config, options, plan.wave, plan.keep);
-  plan.scratch = StepRunner<E>::scratch_bytes(config, options, layout.order(), threads);
+  plan.scratch =
+      StepRunner<E>::scratch_bytes(config, options, layout.order(), ranks * plan.wave, threads);
   plan.overhead = kProcessBytes + threads * kThreadBytes;
   return plan;
 }

@@ -13,6 +13,12 @@
 #include "train/trainer_core.h"
 
 namespace amxt::train {
+namespace {
+
+// The step of a run that is profiled: by then buffers are warm.
+constexpr int64_t kProfiledStep = 3;
+
+}  // namespace
 
 Result<int64_t> TrainerCore::steps_of(const io::Dataset& data, const RunOptions& options) const {
   if (options.steps && options.epochs) {
@@ -74,6 +80,22 @@ Status TrainerCore::fix_horizon(int64_t steps) {
   return {};
 }
 
+Result<std::unique_ptr<Profile>> TrainerCore::begin_profile() {
+  return Profile::begin(pool_.get(), parts_.isa->chosen);
+}
+
+Status TrainerCore::end_profile(std::unique_ptr<Profile> profile, int64_t step,
+                                const std::string& path) {
+  profile->end();
+  const std::string table = profile->table(step);
+  for (size_t at = 0; at < table.size();) {
+    const size_t end = std::min(table.find('\n', at), table.size());
+    log().info("profile: " + table.substr(at, end - at));
+    at = end + 1;
+  }
+  return write_text_file_atomically(path, profile->chrome_trace(group().rank()));
+}
+
 Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
                         const CallLimits& limits) {
   AMXT_TRY(require_ready());
@@ -96,6 +118,10 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
     return {};
   };
   AMXT_TRY(checkpoint::agree(group(), open_metrics(), limits.deadline));
+  // A step that is like those after it, if there is one.
+  int64_t profiled = -1;
+  if (leads() && !options.profile_path.empty()) profiled = std::min(step + kProfiledStep, steps);
+  std::unique_ptr<Profile> profile;
   // What went wrong on this rank alone: all ranks hear of it at the next thing that they do together.
   Status mine;
   const auto agree_on_mine = [&] {
@@ -148,10 +174,19 @@ Status TrainerCore::run(const io::Dataset& data, const RunOptions& options,
   bool evaluated = false;
   while (step < steps && verdict == RunVerdict::kContinue) {
     if (mine) mine = fill_batch(data, state().position, &batch);
+    if (mine && step + 1 == profiled) {
+      auto begun = begin_profile();
+      if (begun) {
+        profile = std::move(*begun);
+      } else {
+        mine = std::move(begun).error();
+      }
+    }
     AMXT_ASSIGN(const StepMetrics metrics,
                 take_step(batch, true, limits, std::exchange(mine, Status())));
     step = metrics.step;
-    if (metrics_file) mine = metrics_file->add(metrics);
+    if (profile != nullptr) mine = end_profile(std::move(profile), step, options.profile_path);
+    if (mine && metrics_file) mine = metrics_file->add(metrics);
     Event event;
     event.kind = EventKind::kStep;
     event.show = step % parts_.options.log_steps == 0 || step == steps || metrics.skipped;

@@ -62,13 +62,31 @@ Status StepRunner<E>::phase_one(const Batch& batch, const StepInput& input) {
     AMXT_TRY(embedding_backward(batch, first, std::min(wave, accumulate - first), false,
                                 deferred_ + first * micro_rows() * p_.config->hidden_size));
   }
-  AMXT_TRY(p_.parameters->drain([this] { return poll(); }));
-  box(me()).bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  {
+    const Span span = p_.span("wait for readers");
+    AMXT_TRY(p_.parameters->drain([this] { return poll(); }));
+  }
+  {
+    const Span span = p_.span("norm of gradients", 0, p_.parameters->gradient_bytes());
+    box(me()).bad_tensor = p_.parameters->gradient_squares(*p_.pool, p_.isa, squares_);
+  }
   if (has_nodes()) {
     AMXT_TRY(exchange_boxes());
     AMXT_TRY(exchange_squares());
   }
+  return barrier();
+}
+
+template <typename E>
+Status StepRunner<E>::barrier() {
+  const Span span = p_.span("wait for ranks");
   return control_->barrier();
+}
+
+template <typename E>
+Result<const E*> StepRunner<E>::acquire(int64_t deal) {
+  const Span span = p_.span("wait for weights");
+  return p_.parameters->acquire(deal, [this] { return poll(); });
 }
 
 // A wire is lost when a peer gives it up because the attempt has ended: word of that is on its way. Else the wire alone is broken, and the
@@ -128,6 +146,7 @@ Result<StepResult> StepRunner<E>::step(const Batch& batch, const StepInput& inpu
     if (p_.options->clip > 0)
       adamw.gradient_scale =
           static_cast<float>(std::min(1.0, p_.options->clip / (result.grad_norm + 1e-6)));
+    const Span span = p_.span("optimizer", 0, p_.parameters->update_bytes());
     p_.parameters->update(
         *p_.pool, p_.isa, adamw,
         p_.options->decay == DecayScope::kAll ? store::Decay::kAll : store::Decay::kMatrices);

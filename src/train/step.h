@@ -77,6 +77,11 @@ class StepRunner {
     ThreadPool* pool;
     Isa isa;
     kernels::Gemm<E>* gemm;
+
+    // An operation of the step, for the pool's trace.
+    Span span(const char* name, double flop = 0, double bytes = 0) const {
+      return Span(pool->trace(), name, flop, bytes);
+    }
   };
   // Collective: the arena is made here, and the nodes are connected. All buffers are allocated here, none in a step.
   static Result<std::unique_ptr<StepRunner>> create(const Parts& parts, Deadline deadline);
@@ -109,7 +114,7 @@ class StepRunner {
   static int64_t kept_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
                             int64_t wave, model::Keep keep);
   static int64_t scratch_bytes(const model::ModelConfig& config, const EffectiveOptions& options,
-                               store::Layout::Order order, int threads);
+                               store::Layout::Order order, int64_t slots, int threads);
 
  private:
   // What a rank tells the others, in the shared arena.
@@ -166,6 +171,8 @@ class StepRunner {
   // Ranks of a locator are local.
   Status matrix_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                          Locator x, Locator dy, int64_t lddy, int64_t first_column);
+  Status rounded_gradient(const store::OwnedRange& range, E* to, int64_t count, Locator x,
+                          Locator dy, int64_t lddy, int64_t first_column);
   // A vector's gradient (+)= what `add` adds for each micro-batch, in order.
   void vector_gradient(const store::OwnedRange& range, const GradientRows& to, int64_t count,
                        FunctionRef<void(int, int64_t, float*)> add);
@@ -182,6 +189,8 @@ class StepRunner {
   Status gather_tokens(const Batch& batch, int64_t first, int64_t count);
   bool has_nodes() const { return p_.parameters->traffic() != nullptr; }
   // For waits that nothing but a rank that is alive can end.
+  Status barrier();
+  Result<const E*> acquire(int64_t deal);
   Status poll() {
     if (has_nodes()) AMXT_TRY(p_.group->check());
     return control_->poll();
@@ -279,7 +288,8 @@ class StepRunner {
   float* dnormed_ = nullptr;    // [wave, rows, D]
   float* loss_rows_ = nullptr;  // [4, wave, rows]
   float* scale_ = nullptr;      // [accumulate, rows]
-  float* block_ = nullptr;      // fp32 block of dW, kGradientBlockBytes or a panel of the widest
+  std::vector<typename kernels::Gemm<E>::Pair> pairs_;  // of rounded_gradient()
+  float* block_ = nullptr;  // fp32 block of dW, kGradientBlockBytes or a panel of the widest
   // Scratch: (row, place) of tokens whose embedding's gradient this rank computes, ascending.
   std::vector<uint64_t> embedding_rows_;
   std::vector<Needed> needed_;   // by node

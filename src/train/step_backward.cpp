@@ -31,7 +31,7 @@ Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t c
   for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
     const int64_t row = block * model::kVocabularyBlock, deal = p_.layout->head_deal(block),
                   n_rows = std::min(model::kVocabularyBlock, V - row);
-    AMXT_ASSIGN(const E* const head, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const head, acquire(deal));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t a = first + i, n = rows(batch, a).count();
       AMXT_TRY(head_->backward_block(n, slot(rank, i), head, row, n_rows, loss_rows(batch, a, i),
@@ -39,12 +39,12 @@ Status StepRunner<E>::head_backward(const Batch& batch, int64_t first, int64_t c
                                      dnormed_ + i * micro_rows() * D, block == 0));
     }
     p_.parameters->release(deal);
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
     AMXT_TRY(deal_gradient(
         deal, first_wave, [&](const store::OwnedRange& range, const GradientRows& to) {
           return matrix_gradient(range, to, count, normed, dlogits, width, range.row_begin - row);
         }));
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
   }
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();
@@ -61,7 +61,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
   const int64_t D = p_.config->hidden_size;
   for (int64_t layer = p_.config->layers - 1; layer >= 0; --layer) {
     const int64_t deal = p_.layout->layer_deal(layer);
-    AMXT_ASSIGN(const E* const there, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const there, acquire(deal));
     const model::LayerWeights<E> weights = p_.parameters->layer_weights(layer, there);
     for (int64_t i = 0; i < count; ++i) {
       AMXT_TRY(poll());
@@ -72,7 +72,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
                                        slot_floats(local_me(), i))));
     }
     p_.parameters->release(deal);
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
     AMXT_TRY(deal_gradient(deal, first_wave,
                            [&](const store::OwnedRange& range, const GradientRows& to) {
                              return layer_part(range, to, count);
@@ -83,7 +83,7 @@ Status StepRunner<E>::layers_backward(const Batch& batch, int64_t first, int64_t
                                return norm_part(range, to, count);
                              }));
     }
-    AMXT_TRY(control_->barrier());
+    AMXT_TRY(barrier());
   }
   return {};
 }
@@ -108,7 +108,11 @@ template <typename E>
 Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const GradientRows& to,
                                       int64_t count, Locator x, Locator dy, int64_t lddy,
                                       int64_t first_column) {
-  const int64_t K = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
+  const int64_t K = p_.layout->spec(range.tensor).columns;
+  if constexpr (sizeof(E) == 2) {
+    if (to.as_bf16 != nullptr && p_.gemm->sums_pairs())
+      return rounded_gradient(range, to.as_bf16, count, x, dy, lddy, first_column);
+  }
   const int64_t block_rows = gradient_block_rows(K);
   for (int64_t row = 0; row < range.rows(); row += block_rows) {
     const int64_t n = std::min(block_rows, range.rows() - row);
@@ -116,6 +120,8 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     bool add = to.add;
     for (int64_t i = 0; i < count; ++i) {
       for (int rank = 0; rank < ranks(); ++rank) {
+        const Span span = p_.span("dW", 2.0 * static_cast<double>(local_box(rank).micro_rows * n) *
+                                            static_cast<double>(K));
         AMXT_TRY(p_.gemm->grad_weight(local_box(rank).micro_rows, n, K,
                                       dy(rank, i) + first_column + row, lddy, x(rank, i), K, sum, K,
                                       add));
@@ -124,6 +130,7 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
     }
     if (to.as_float == nullptr) {
       bf16* rounded = to.as_bf16 + row * K;
+      const Span span = p_.span("round dW", 0, 6.0 * static_cast<double>(n * K));
       const int64_t stored = p_.layout->stored_elements(range.tensor, n);
       p_.pool->run_blocks(stored, int64_t{1} << 15, [&](int64_t begin, int64_t end) {
         kernels::convert(p_.isa, end - begin, block_ + begin, rounded + begin);
@@ -133,11 +140,30 @@ Status StepRunner<E>::matrix_gradient(const store::OwnedRange& range, const Grad
   return {};
 }
 
+// All micro-batches in one sum. Where it goes on in fp32 each is added by itself, so that bits do not depend on waves.
+template <typename E>
+Status StepRunner<E>::rounded_gradient(const store::OwnedRange& range, E* to, int64_t count,
+                                       Locator x, Locator dy, int64_t lddy, int64_t first_column) {
+  const int64_t K = p_.layout->spec(range.tensor).columns;
+  pairs_.clear();
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int rank = 0; rank < ranks(); ++rank) {
+      pairs_.push_back({dy(rank, i) + first_column, x(rank, i), local_box(rank).micro_rows});
+      tokens += local_box(rank).micro_rows;
+    }
+  }
+  const Span span =
+      p_.span("dW", 2.0 * static_cast<double>(tokens * range.rows()) * static_cast<double>(K));
+  return p_.gemm->grad_weight_of_pairs(pairs_, range.rows(), K, lddy, K, to);
+}
+
 template <typename E>
 void StepRunner<E>::vector_gradient(const store::OwnedRange& range, const GradientRows& to,
                                     int64_t count, FunctionRef<void(int, int64_t, float*)> add) {
   const int64_t n = p_.layout->specs()[static_cast<size_t>(range.tensor)].columns;
   float* const sum = to.as_float == nullptr ? block_ : to.as_float;
+  const Span span = p_.span("gradients of vectors");
   if (!to.add) std::fill_n(sum, n, 0.0f);
   for (int64_t i = 0; i < count; ++i) {
     for (int rank = 0; rank < ranks(); ++rank) add(rank, i, sum);
@@ -241,6 +267,8 @@ Status StepRunner<E>::norm_part(const store::OwnedRange& range, const GradientRo
   template Status StepRunner<E>::deal_gradient(int64_t, bool, Compute);                           \
   template Status StepRunner<E>::matrix_gradient(const store::OwnedRange&, const GradientRows&,   \
                                                  int64_t, Locator, Locator, int64_t, int64_t);    \
+  template Status StepRunner<E>::rounded_gradient(const store::OwnedRange&, E*, int64_t, Locator, \
+                                                  Locator, int64_t, int64_t);                     \
   template void StepRunner<E>::vector_gradient(const store::OwnedRange&, const GradientRows&,     \
                                                int64_t, FunctionRef<void(int, int64_t, float*)>); \
   template Status StepRunner<E>::layer_part(const store::OwnedRange&, const GradientRows&,        \

@@ -80,15 +80,15 @@ int64_t StepRunner<E>::kept_bytes(const model::ModelConfig& config, const Effect
 template <typename E>
 int64_t StepRunner<E>::scratch_bytes(const model::ModelConfig& config,
                                      const EffectiveOptions& options, store::Layout::Order order,
-                                     int threads) {
+                                     int64_t slots, int threads) {
   const int64_t rows = options.micro_batch * options.sequence_length;
   const int64_t most_out =
       std::max({2 * config.intermediate_size, config.query_size() + 2 * config.kv_size(),
                 model::vocabulary_width(config)});
   return model::Decoder<E>::scratch_bytes_needed(config, rows, options.sequence_length, threads) +
          model::Head<E>::scratch_bytes_needed(config, rows) +
-         kernels::Gemm<E>::scratch_bytes_needed(order, rows, most_out, widest_columns(config),
-                                                threads) +
+         kernels::Gemm<E>::scratch_bytes_needed(order, rows, slots * (rows + 31), most_out,
+                                                widest_columns(config), threads) +
          whole_lines(gradient_block_bytes(config));
 }
 
@@ -193,7 +193,7 @@ model::LossRows StepRunner<E>::loss_rows(const Batch& batch, int64_t accumulatio
   template int64_t StepRunner<E>::kept_bytes(const model::ModelConfig&, const EffectiveOptions&,  \
                                              int64_t, model::Keep);                               \
   template int64_t StepRunner<E>::scratch_bytes(                                                  \
-      const model::ModelConfig&, const EffectiveOptions&, store::Layout::Order, int);             \
+      const model::ModelConfig&, const EffectiveOptions&, store::Layout::Order, int64_t, int);    \
   template Result<std::unique_ptr<StepRunner<E>>> StepRunner<E>::create(const Parts&, Deadline);  \
   template Status StepRunner<E>::carve();                                                         \
   template model::Kept<E> StepRunner<E>::kept(int64_t, int64_t, int64_t) const;                   \

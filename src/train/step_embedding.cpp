@@ -68,6 +68,7 @@ void StepRunner<E>::clear_gradient(const store::OwnedRange& range) {
 template <typename E>
 Status StepRunner<E>::embedding_backward(const Batch& batch, int64_t first, int64_t count,
                                          bool first_wave, const E* gradient) {
+  const Span span = p_.span("embedding backward");
   const int64_t D = p_.config->hidden_size;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t n = rows(batch, first + i).count();

@@ -30,7 +30,7 @@ Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t 
   for (int64_t layer = 0; layer < p_.config->layers; ++layer) {
     AMXT_TRY(poll());
     const int64_t deal = p_.layout->layer_deal(layer);
-    AMXT_ASSIGN(const E* const there, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const there, acquire(deal));
     const model::LayerWeights<E> weights = p_.parameters->layer_weights(layer, there);
     for (int64_t i = 0; i < count; ++i) {
       const model::Rows r = rows(batch, first + i);
@@ -39,8 +39,7 @@ Status StepRunner<E>::forward_layers(const Batch& batch, int64_t first, int64_t 
     }
     p_.parameters->release(deal);
   }
-  AMXT_ASSIGN(const E* const norm,
-              p_.parameters->acquire(p_.layout->norm_deal(), [this] { return poll(); }));
+  AMXT_ASSIGN(const E* const norm, acquire(p_.layout->norm_deal()));
   std::copy_n(norm, p_.config->hidden_size, norm_);
   p_.parameters->release(p_.layout->norm_deal());
   return {};
@@ -57,7 +56,7 @@ Status StepRunner<E>::head_forward(const Batch& batch, int64_t first, int64_t co
   for (int64_t block = 0; block * model::kVocabularyBlock < V; ++block) {
     AMXT_TRY(poll());
     const int64_t row = block * model::kVocabularyBlock, deal = p_.layout->head_deal(block);
-    AMXT_ASSIGN(const E* const head, p_.parameters->acquire(deal, [this] { return poll(); }));
+    AMXT_ASSIGN(const E* const head, acquire(deal));
     for (int64_t i = 0; i < count; ++i) {
       AMXT_TRY(head_->forward_block(rows(batch, first + i).count(), slot(local_me(), i), head, row,
                                     std::min(model::kVocabularyBlock, V - row),

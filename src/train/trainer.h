@@ -109,6 +109,7 @@ struct RunOptions {
   std::string output;           // empty: nothing is saved
   std::string resume;           // empty: afresh; "latest"; a path
   std::string metrics_path;     // empty: none
+  std::string profile_path;     // empty: none
   std::string model_directory;  // of the final model's tokenizer files; empty: the trainer's
   std::function<Result<RunVerdict>(const Event&)> event;
 };

@@ -16,6 +16,7 @@
 #include "kernels/gemm.h"
 #include "store/layout.h"
 #include "train/process_memory.h"
+#include "train/profile.h"
 #include "train/step.h"
 #include "train/trainer.h"
 
@@ -107,6 +108,9 @@ class TrainerCore : public Trainer {
   Result<std::string> choose_checkpoint(const RunOptions& options) const;
   // That the horizon of the schedule stays, or may change.
   Status check_horizon(int64_t was, int64_t wanted) const;
+  // Of rank 0's operations in the next step, and its end: the trace is written, the table logged.
+  Result<std::unique_ptr<Profile>> begin_profile();
+  Status end_profile(std::unique_ptr<Profile> profile, int64_t step, const std::string& path);
   int64_t output_bytes(const RunOptions& options, int64_t steps) const;
 
   comm::Group& group() const { return *parts_.setup.group; }

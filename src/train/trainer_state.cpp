@@ -173,6 +173,8 @@ Result<std::optional<std::string>> TrainerCore::prepare(const io::Dataset& data,
     if (options.save && !options.output.empty())
       AMXT_TRY(checkpoint::check_replaceable(join_path(options.output, "final")));
     if (!options.metrics_path.empty()) AMXT_TRY(MetricsFile::probe(options.metrics_path));
+    if (!options.profile_path.empty())
+      AMXT_TRY(write_text_file_atomically(options.profile_path, "{\"traceEvents\":[]}"));
     AMXT_ASSIGN(const std::string path, choose_checkpoint(options));
     if (path.empty()) return path;
     AMXT_ASSIGN(const checkpoint::Manifest manifest, checkpoint::read_manifest(path));

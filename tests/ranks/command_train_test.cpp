@@ -35,6 +35,38 @@ class CommandTrain : public CommandTest {
   }
 };
 
+TEST_F(CommandTrain, ProfilesTheThirdStep) {
+  const Finished trained =
+      succeed(train({"--steps", "4", "--no-save", "--profile", path("trace.json")}));
+  EXPECT_THAT(trained.err,
+              AllOf(HasSubstr("profile: step 3: "), HasSubstr("profile: dW "),
+                    HasSubstr("profile: attention backward "), HasSubstr("profile: optimizer "),
+                    HasSubstr("profile: between operations ")));
+  const Json trace = metrics_of(path("trace.json")).at(0);  // one line
+  std::map<std::string, double> seconds;
+  for (const Json& event : trace.at("traceEvents"))
+    seconds[event.at("name").get<std::string>()] += event.at("dur").get<double>();
+  for (const char* name : {"qkv", "attention", "down dX", "logits", "head dX", "norm of gradients"})
+    EXPECT_GT(seconds[name], 0) << name;
+}
+
+// With fewer steps, the last; and by rank 0 alone.
+TEST_F(CommandTrain, ProfilesTheLastStepOfAShortRun) {
+  const Finished trained =
+      succeed_on(2, train({"--steps", "1", "--no-save", "--profile", path("trace.json")}));
+  EXPECT_THAT(trained.out + trained.err, HasSubstr("profile: step 1: "));
+  for (const Json& event : metrics_of(path("trace.json")).at(0).at("traceEvents"))
+    ASSERT_EQ(event.at("pid"), 0);
+}
+
+TEST_F(CommandTrain, AProfileThatCannotBeWrittenIsRefusedBeforeTraining) {
+  const Finished refused =
+      amxtrain(train({"--steps", "4", "--no-save", "--profile", path("none/trace.json")}));
+  EXPECT_NE(refused.code, 0);
+  EXPECT_THAT(refused.err, HasSubstr("none/trace.json"));
+  EXPECT_THAT(refused.out, Not(HasSubstr("step 1/4")));
+}
+
 TEST_F(CommandTrain, WritesALineOfMetricsAStep) {
   const Finished trained = succeed(train_to("o", {"--steps", "4"}));
   expect_steps(path("o.jsonl"), 1, 4);

@@ -18,7 +18,7 @@ struct TrainOptions {
   DataOptions data;
   std::vector<std::string> eval_data;
   std::string model;
-  std::optional<std::string> output, resume, metrics;
+  std::optional<std::string> output, resume, metrics, profile;
   std::optional<int64_t> steps, save_steps, eval_steps, keep;
   std::optional<double> epochs;
   bool no_save = false;
@@ -151,6 +151,7 @@ amxt_run_options run_options(const TrainOptions& options, amxt_dataset* eval_dat
   run.output = text_or_null(options.output);
   run.resume = text_or_null(options.resume);
   run.metrics_path = text_or_null(options.metrics);
+  run.profile_path = text_or_null(options.profile);
   run.event = Reporter::callback;
   run.event_user_data = &reporter;
   return run;
@@ -258,6 +259,7 @@ void refuse_empty(const char* option, const std::optional<std::string>& value) {
 int run_train(const TrainOptions& options) {
   refuse_empty("--output", options.output);
   refuse_empty("--metrics", options.metrics);
+  refuse_empty("--profile", options.profile);
   refuse_empty("--resume", options.resume);
   if (!options.output && !options.no_save && !options.dry_run) {
     throw Failure("--output is required (or --no-save, or --dry-run)", kUsage);
@@ -313,6 +315,8 @@ Run add_train(CLI::App& app) {
       ->transform(positive);
   train->add_option("--resume", options->resume, "latest, or the path of a checkpoint");
   train->add_flag("--reschedule", options->reschedule, "Resume with another number of steps");
+  train->add_option("--profile", options->profile,
+                    "File of a Chrome trace of the third step's operations; their table is logged");
   train->add_option("--metrics", options->metrics, "File of metrics, a JSON line a step");
   train->add_flag("--no-save", options->no_save, "Write neither checkpoints nor the final model");
   train->add_flag("--dry-run", options->dry_run,

@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -329,6 +331,61 @@ TEST_F(BlockedGemmTest, AgreesWithTheReference) {
 }
 
 // Sides that model families have; some elements of each.
+// As one product over the rows of all pairs, each filled up with zeros to a multiple of 32.
+TEST_F(BlockedGemmTest, PairsAreOneSum) {
+  Random random(fresh_seed());
+  SCOPED_TRACE(random.name());
+  const auto pool = pool_of(2);
+  const int64_t N = 70, K = 130;
+  for (const std::vector<int64_t>& lengths :
+       {std::vector<int64_t>{37, 64, 1, 0, 100}, {32}, {5, 300}, {0}, {}}) {
+    int64_t padded = 0;
+    for (const int64_t T : lengths) padded += (T + 31) / 32 * 32;
+    std::vector<Rows<bf16>> x, dy;
+    Rows<bf16> all_x(padded, K, 0), all_dy(padded, N, 0);
+    for (int64_t t = 0; t < padded; ++t) {
+      std::fill_n(all_x.begin() + t * K, K, bf16{});
+      std::fill_n(all_dy.begin() + t * N, N, bf16{});
+    }
+    std::vector<BlockedGemm::GradientPair> pairs;
+    int64_t first = 0;
+    for (const int64_t T : lengths) {
+      x.emplace_back(T, K, 3, random);
+      dy.emplace_back(T, N, 2, random);
+      for (int64_t t = 0; t < T; ++t) {
+        std::copy_n(x.back().begin() + t * x.back().ld, K, all_x.begin() + (first + t) * K);
+        std::copy_n(dy.back().begin() + t * dy.back().ld, N, all_dy.begin() + (first + t) * N);
+      }
+      first += (T + 31) / 32 * 32;
+    }
+    for (size_t i = 0; i < lengths.size(); ++i)
+      pairs.push_back({dy[i].begin(), x[i].begin(), lengths[i]});
+    const auto elements = static_cast<size_t>(BlockedShape{N, K}.elements());
+    for (const Backend& backend : backends_) {
+      SCOPED_TRACE(backend.kernel->name);
+      // Also where operands are packed in parts.
+      for (const int64_t scratch : {int64_t{1} << 12, int64_t{1} << 20}) {
+        const auto gemm = gemm_of(pool.get(), *backend.kernel, scratch);
+        std::vector<bf16> rounded(elements), one_rounded(elements);
+        std::vector<float> added(elements, 0.5f), one_added(elements, 0.5f);
+        ASSERT_TRUE(gemm->grad_weight(pairs, N, K, N + 2, K + 3, rounded.data()));
+        ASSERT_TRUE(gemm->grad_weight(padded, N, K, all_dy.begin(), N, all_x.begin(), K,
+                                      one_rounded.data()));
+        ASSERT_TRUE(gemm->grad_weight_float(pairs, N, K, N + 2, K + 3, added.data(), true));
+        ASSERT_TRUE(gemm->grad_weight_float(padded, N, K, all_dy.begin(), N, all_x.begin(), K,
+                                            one_added.data(), true));
+        float largest = 0;
+        for (size_t i = 0; i < elements; ++i) {
+          ASSERT_EQ(rounded[i].bits, one_rounded[i].bits) << i;
+          ASSERT_EQ(added[i], one_added[i]) << i;
+          largest = std::max(largest, std::abs(added[i] - 0.5f));
+        }
+        EXPECT_EQ(largest > 0, padded > 0);
+      }
+    }
+  }
+}
+
 TEST_F(BlockedGemmTest, WideMatricesHaveTheSameSums) {
   Random random(fresh_seed());
   SCOPED_TRACE(random.name());

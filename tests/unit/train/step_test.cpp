@@ -44,6 +44,15 @@ TEST_P(StepBitsTest, WorldsOfOneToEightGiveTheSameBitsInFloat32) {
     EXPECT_EQ(hex(curve<float>(GetParam(), {.world = world})), base) << "world " << world;
 }
 
+// Own products add each element in one chain in bf16 too.
+TEST(StepBits, WorldsGiveTheSameBitsInBfloat16WhereTheProductsAreOurs) {
+  for (const char* name : {"even_llama", "even_qwen3"}) {
+    const std::string base = hex(curve<bf16>(name, {}));
+    for (int world : {2, 4, 8})
+      EXPECT_EQ(hex(curve<bf16>(name, {.world = world})), base) << name << ", world " << world;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, StepBitsTest,
                          testing::Values("llama3_1", "qwen2", "qwen3", "smollm2", "odd",
                                          "even_llama", "even_qwen3"),
