@@ -118,13 +118,15 @@ class ModelLoad {
     }
   }
 
+  // Of an element: its weight and low bits.
+  static constexpr int64_t kMadeBytes = sizeof(E) + sizeof(uint16_t);
+
   // In the blocked order by whole panels, which are put in their order after they were read.
   static int64_t elements_at_once(const store::Layout& layout, const store::OwnedRange& range,
                                   int64_t element_bytes) {
-    const int64_t elements = kBlockBytes / element_bytes;
-    if (!layout.is_blocked(range.tensor)) return elements;
+    if (!layout.is_blocked(range.tensor)) return kBlockBytes / element_bytes;
     const int64_t panel = store::kPanelRows * layout.spec(range.tensor).columns;
-    return std::max<int64_t>(1, elements / panel) * panel;
+    return std::max<int64_t>(1, kBlockBytes / (element_bytes + kMadeBytes) / panel) * panel;
   }
   bool is_blocked(const Piece& piece) const {
     return parameters_.layout().is_blocked(piece.range.tensor);
@@ -132,8 +134,7 @@ class ModelLoad {
   // What was read, and of the blocked order the weights and low bits that are made of it.
   int64_t buffer_bytes(const Piece& piece) const {
     const int64_t element = dtype_bytes(location(piece).entry->dtype);
-    return piece.count *
-           (element + (is_blocked(piece) ? int64_t{sizeof(E) + sizeof(uint16_t)} : 0));
+    return piece.count * (element + (is_blocked(piece) ? kMadeBytes : 0));
   }
 
   Status read(const Piece& piece, std::span<std::byte> buffer) {
