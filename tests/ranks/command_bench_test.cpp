@@ -211,8 +211,8 @@ Json expect_kernel_rows(const Finished& finished, const std::vector<int64_t>& sh
     EXPECT_GE(row.at("seconds_most"), seconds) << row;
     EXPECT_NEAR(row.at(unit).get<double>(), rate, 1e-6 * rate) << row;
     EXPECT_NEAR(row.at("ratio_to_peak").get<double>(), rate / peak, 1e-6 * rate / peak) << row;
-    // No arithmetic beats the limit; small arrays in a cache beat the memory.
-    EXPECT_LT(row.at("ratio_to_peak"), of_flop ? 1.25 : 100) << row;
+    // No arithmetic beats the limit, unless a neighbour or a sanitizer slows that; small arrays in a cache beat the memory.
+    EXPECT_LT(row.at("ratio_to_peak"), of_flop ? 4 : 100) << row;
     EXPECT_GT(row.at("cpu_ratio_to_peak"), 0) << row;
   }
   EXPECT_EQ(seen.size(), forms.size());
