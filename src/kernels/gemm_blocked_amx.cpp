@@ -1,16 +1,8 @@
+#include "kernels/amx_tile_config.h"
 #include "kernels/gemm_blocked_tiles.h"
 
 namespace amxt::kernels {
 namespace {
-
-// Palette 1: eight tiles of 16 rows x 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 // Instructions rather than intrinsics: GCC 12's take a number as text, which a template has not, and do not say what memory they touch.
 struct AmxTiles {

@@ -1,21 +1,9 @@
 #include <immintrin.h>
 
+#include "kernels/amx_tile_config.h"
 #include "kernels/peak_kernel.h"
 
 namespace amxt::kernels {
-namespace {
-
-// Palette 1: eight tiles of 16 rows x 64 bytes.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-}  // namespace
-
 // 2 x 2 tiles of C, two of A and two of B: one tile loaded from the cache for each product.
 double peak_bf16_amx(const void* data, int64_t rounds, float* sink) {
   constexpr int64_t kTile = 1024, kStep = 4 * kTile, kSteps = kPeakBytes / kStep;

@@ -407,31 +407,32 @@ static void a_call_cancelled_before_its_turn_is_told_to_the_others(void** state)
   pthread_barrier_destroy(&all_here);
 }
 
+static const char* const kBeside[] = {"rank 1 calls barrier", "rank 1 calls finalize",
+                                      "rank 1 calls all_reduce of 4 F32, sum",
+                                      "rank 1 calls split with colour 0, key 1"};
+
+/* Rank 0 receives from `peer`, rank 1 calls kBeside[which]. */
+static amxt_status call_beside(amxt_group* group, int rank, int peer, int which, amxt_error* told) {
+  float data[4] = {0};
+  amxt_tensor tensor = floats(data, 4);
+  amxt_group* part = NULL;
+  if (rank == 0) return amxt_group_recv(group, &tensor, peer, AMXT_FOREVER, told);
+  if (which == 0) return amxt_group_barrier(group, AMXT_FOREVER, told);
+  if (which == 1) return amxt_group_finalize(group, AMXT_FOREVER, told);
+  if (which == 2)
+    return amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, AMXT_FOREVER, told);
+  return amxt_group_split(group, 0, 1, AMXT_FOREVER, &part, told);
+}
+
 /* Rank 0 waits for what rank 1 cannot send before rank 0 comes to its call. */
 static void wait_for_nothing(amxt_group* group, int rank, int which) {
-  static const char* const kOther[] = {"rank 1 calls barrier", "rank 1 calls finalize",
-                                       "rank 1 calls all_reduce of 4 F32, sum",
-                                       "rank 1 calls split with colour 0, key 1"};
   float data[4] = {0};
   amxt_tensor tensor = floats(data, 4);
   amxt_error told = AMXT_ERROR_INIT;
-  amxt_group* part = NULL;
-  amxt_status status;
   DONE(amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, kWait, &err));
-  if (rank == 0) {
-    status = amxt_group_recv(group, &tensor, 1, AMXT_FOREVER, &told);
-  } else if (which == 0) {
-    status = amxt_group_barrier(group, AMXT_FOREVER, &told);
-  } else if (which == 1) {
-    status = amxt_group_finalize(group, AMXT_FOREVER, &told);
-  } else if (which == 2) {
-    status = amxt_group_allreduce(group, &tensor, &tensor, AMXT_REDUCE_SUM, AMXT_FOREVER, &told);
-  } else {
-    status = amxt_group_split(group, 0, 1, AMXT_FOREVER, &part, &told);
-  }
-  EXPECT(status == AMXT_E_COMM_PROTOCOL);
+  EXPECT(call_beside(group, rank, 1, which, &told) == AMXT_E_COMM_PROTOCOL);
   EXPECT(strstr(told.message, "rank 0 calls receive of 4 F32 from rank 1") != NULL);
-  EXPECT(strstr(told.message, kOther[which]) != NULL);
+  EXPECT(strstr(told.message, kBeside[which]) != NULL);
   self->ended = 1;
 }
 
@@ -442,33 +443,15 @@ static void wait_beside_split(amxt_group* group, int rank) { wait_for_nothing(gr
 
 /* The same in a group that was split off, whose order of ranks is another; rank 2 of the group is not in it. */
 static void wait_in_part(amxt_group* group, int rank, int which) {
-  static const char* const kOther[] = {"rank 1 calls barrier", "rank 1 calls finalize",
-                                       "rank 1 calls all_reduce of 4 F32, sum",
-                                       "rank 1 calls split with colour 0, key 1"};
-  float data[4] = {0};
-  amxt_tensor tensor = floats(data, 4);
   amxt_error told = AMXT_ERROR_INIT;
-  amxt_group *part = NULL, *quarter = NULL;
-  amxt_status status;
+  amxt_group* part = NULL;
   DONE(amxt_group_split(group, rank == 2 ? -1 : 0, -rank, kWait, &part, &err));
-  if (rank == 2) {
-    status = amxt_group_barrier(group, AMXT_FOREVER, &told);
-  } else if (rank == 0) {
-    status = amxt_group_recv(part, &tensor, 0, AMXT_FOREVER, &told);
-  } else if (which == 0) {
-    status = amxt_group_barrier(part, AMXT_FOREVER, &told);
-  } else if (which == 1) {
-    status = amxt_group_finalize(part, AMXT_FOREVER, &told);
-  } else if (which == 2) {
-    status = amxt_group_allreduce(part, &tensor, &tensor, AMXT_REDUCE_SUM, AMXT_FOREVER, &told);
-  } else {
-    status = amxt_group_split(part, 0, 1, AMXT_FOREVER, &quarter, &told);
-  }
-  EXPECT(status == AMXT_E_COMM_PROTOCOL);
+  EXPECT((rank == 2 ? amxt_group_barrier(group, AMXT_FOREVER, &told)
+                    : call_beside(part, rank, 0, which, &told)) == AMXT_E_COMM_PROTOCOL);
   EXPECT(told.rank == 1);
   EXPECT(strstr(told.message,
                 "in the part of ranks 1, 0: rank 0 calls receive of 4 F32 from rank 1") != NULL);
-  EXPECT(strstr(told.message, kOther[which]) != NULL);
+  EXPECT(strstr(told.message, kBeside[which]) != NULL);
   amxt_group_destroy(part);
   self->ended = 1;
 }
